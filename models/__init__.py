@@ -1,0 +1,1 @@
+"""Plain torch: geometry, views, attention, the embedded family. Never imports ComfyUI."""

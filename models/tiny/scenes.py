@@ -1,0 +1,91 @@
+"""Rendered training scenes on disk: one compressed file per scene, read back as crops or clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+KINDS = ("frames", "partial", "normals")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One performer, one motion, V views; uint8 pictures."""
+
+    frames: np.ndarray
+    """[V, F, H, W, 3] the true views."""
+    partial: np.ndarray
+    """[V, F, H, W, 3] partial colour, seen from view 0 only."""
+    normals: np.ndarray
+    """[V, F, H, W, 3] camera-dependent normals."""
+    masks: np.ndarray
+    """[V, F, H, W] 0 or 255, the performer."""
+    azimuths: np.ndarray
+    """[V] float32, radians."""
+
+
+def save_scene(path: Path, scene: Scene) -> None:
+    """Write one scene; the file appears only when it is whole."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **vars(scene))
+    temporary.rename(path)
+
+
+def load_scene(path: Path) -> Scene:
+    with np.load(path, allow_pickle=False) as archive:
+        return Scene(**{name: archive[name] for name in Scene.__dataclass_fields__})
+
+
+class SceneFolder:
+    """The scenes of a folder; new files are noticed every few hundred crops."""
+
+    def __init__(self, folder: Path, in_memory: int = 64) -> None:
+        self.folder, self.in_memory = folder, in_memory
+        self.loaded: dict[Path, Scene] = {}
+        self.paths: list[Path] = []
+        self.uses = 0
+        self._refresh()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _refresh(self) -> None:
+        self.paths = sorted(self.folder.glob("*.npz"))
+
+    def _scene(self, rng: np.random.Generator) -> Scene:
+        self.uses += 1
+        if self.uses % 300 == 0:
+            self._refresh()
+        fresh = len(self.loaded) < min(self.in_memory, len(self.paths))
+        if not fresh and rng.random() > 0.02:
+            return self.loaded[list(self.loaded)[rng.integers(len(self.loaded))]]
+        path = self.paths[rng.integers(len(self.paths))]
+        if path not in self.loaded:
+            if len(self.loaded) >= self.in_memory:
+                self.loaded.pop(next(iter(self.loaded)))
+            self.loaded[path] = load_scene(path)
+        return self.loaded[path]
+
+    def crop(
+        self,
+        rng: np.random.Generator,
+        frames: int,
+        size: int,
+    ) -> np.ndarray:  # [frames, size, size, 3] float32, 0..1
+        """A crop around the performer from a random view of a random scene."""
+        scene = self._scene(rng)
+        clip = getattr(scene, KINDS[rng.choice(3, p=[0.6, 0.2, 0.2])])
+        V, F, H, W, _ = clip.shape
+        v, f = rng.integers(V), rng.integers(F - frames + 1)
+        rows, columns = np.nonzero(scene.masks[v, f])
+        if len(rows):
+            pick = rng.integers(len(rows))
+            y, x = rows[pick], columns[pick]
+        else:
+            y, x = H // 2, W // 2
+        y = int(np.clip(y - size // 2, 0, H - size))
+        x = int(np.clip(x - size // 2, 0, W - size))
+        return clip[v, f : f + frames, y : y + size, x : x + size].astype(np.float32) / 255

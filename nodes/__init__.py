@@ -1,0 +1,18 @@
+"""The ComfyUI layer. `NODES` lists every node in the order in which data flows."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import cameras, embedded, geometry, sampler, views
+
+NODES: list[type[io.ComfyNode]] = [
+    *views.NODES,
+    *geometry.NODES,
+    *cameras.NODES,
+    *sampler.NODES,
+]
+
+
+class TurnaroundExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        embedded.register()  # not in on_load: ComfyUI 0.3.75 never calls it
+        return NODES

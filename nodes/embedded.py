@@ -1,0 +1,13 @@
+"""Lists the embedded Turnaround-Tiny weights in ComfyUI's own loaders."""
+
+from pathlib import Path
+
+import folder_paths
+
+TINY = Path(__file__).parent.parent / "models" / "tiny"
+
+
+def register() -> None:
+    """Add the embedded folders behind the creator's own, so that theirs stay the defaults."""
+    for kind in ("diffusion_models", "vae", "model_patches"):
+        folder_paths.add_model_folder_path(kind, str(TINY / kind))

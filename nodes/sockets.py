@@ -1,0 +1,7 @@
+"""The sockets of the pack and the `models/` class that travels on each."""
+
+from comfy_api.latest import io
+
+RIG = io.Custom("TURNAROUND_RIG")  # models.cameras.Rig
+VIEWS = io.Custom("TURNAROUND_VIEWS")  # models.views.Views
+CLOUD = io.Custom("TURNAROUND_CLOUD")  # models.points.OrientedPoints
