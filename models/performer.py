@@ -152,7 +152,9 @@ class Appearance:
 def draw_appearance(seed: int) -> Appearance:
     """A person's looks from a seed."""
     rng = np.random.default_rng(seed)
-    skins = np.array([[0.96, 0.80, 0.69], [0.87, 0.67, 0.53], [0.68, 0.47, 0.34], [0.42, 0.28, 0.2]])
+    skins = np.array(
+        [[0.96, 0.80, 0.69], [0.87, 0.67, 0.53], [0.68, 0.47, 0.34], [0.42, 0.28, 0.2]]
+    )
     hairs = np.array(
         [[0.1, 0.08, 0.07], [0.28, 0.17, 0.1], [0.75, 0.58, 0.3], [0.5, 0.22, 0.1], [0.7, 0.7, 0.7]]
     )
@@ -345,9 +347,9 @@ def pose_performer(
     weights = bank.tensors["weights"].float()
     weights = weights / weights.sum(1, keepdim=True)
     blended = torch.einsum("nj,fjab->fnab", weights, rotations)
-    offsets = torch.einsum("nj,fja->fna", weights, joints - torch.einsum(
-        "fjab,jb->fja", rotations, heads
-    ))
+    offsets = torch.einsum(
+        "nj,fja->fna", weights, joints - torch.einsum("fjab,jb->fja", rotations, heads)
+    )
     vertices = torch.einsum("fnab,nb->fna", blended, rest) + offsets
     centre = (vertices.amin(1) + vertices.amax(1)).mean(0) / 2
     vertices, joints = vertices - centre, joints - centre

@@ -45,7 +45,9 @@ CHARACTERS = {
 BODY_VERTICES = 13380
 EYE_FACES = ("helper-l-eye", "helper-r-eye")
 FRAME_OF_ANNY = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # left, back, up -> ours
-FRAME_OF_DEEPMIMIC = torch.tensor([[0.0, 0, -1], [0, -1, 0], [-1, 0, 0]])  # front, up, right -> ours
+FRAME_OF_DEEPMIMIC = torch.tensor(
+    [[0.0, 0, -1], [0, -1, 0], [-1, 0, 0]]
+)  # front, up, right -> ours
 
 
 def joint_of_bone(bone: str) -> int:

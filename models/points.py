@@ -1,13 +1,28 @@
-"""Oriented points: what one camera saw of the performer, as coloured 3D points with normals."""
+"""Oriented points: what one camera saw of the performer, as coloured 3D points with normals.
+
+Stage: depth + mask + intrinsics -> oriented partial point cloud (MV-Performer, geometry stage).
+Frame: world of the pack (x right, y down, z forward, metres), origin at the performer's centre, the
+source camera at (0, 0, -distance) looking along +z. Departure from the paper: normals come from
+the depth itself where none are given.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .cameras import Rig
+
+EDGE_JUMP = 0.03
+"""Neighbours whose depths differ by more than this share of the depth are different surfaces."""
+GRAZING_COSINE = 0.12
+"""Surfaces seen at a flatter angle than this (about 83 degrees) are dropped: smeared edges."""
+HALF_THICKNESS = 0.06
+"""Half a body's front-to-back thickness as a share of the performer's height."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +36,169 @@ class OrientedPoints:
     colors: Tensor
     """[N, 3] float32, 0..1."""
     radii: Tensor
-    """[N] float32, metres: half the footprint of the source pixel at that depth."""
+    """[N] float32, metres: half the footprint of the source pixel on the surface."""
     confidences: Tensor
-    """[N] float32, 0..1."""
+    """[N] float32, 0..1: cosine between the normal and the ray to the source camera."""
     frame_offsets: Tensor
     """[F + 1] int64: points of frame f are [frame_offsets[f], frame_offsets[f + 1])."""
     source: Rig
     """The camera that saw them (one view)."""
     fps: float = 16.0
     """Frames a second."""
+
+    def __post_init__(self) -> None:
+        N = len(self.positions)
+        for name, channels in (("positions", 3), ("normals", 3), ("colors", 3)):
+            if getattr(self, name).shape != (N, channels):
+                raise ValueError(
+                    f"A cloud of {N} points needs {name} of shape [{N}, {channels}], got "
+                    f"{list(getattr(self, name).shape)}."
+                )
+        if self.frame_offsets[0] != 0 or self.frame_offsets[-1] != N:
+            raise ValueError(f"The cloud's frame offsets must run from 0 to {N}.")
+
+    @property
+    def frame_count(self) -> int:
+        return len(self.frame_offsets) - 1
+
+    def frame(self, f: int) -> slice:
+        """Where the points of frame f stand."""
+        return slice(int(self.frame_offsets[f]), int(self.frame_offsets[f + 1]))
+
+    def extent(self) -> tuple[float, float]:
+        """Half-width (largest horizontal distance from the up axis) and half-height, metres.
+
+        The outermost half percent of the points is ignored, so a stray point doesn't shrink the
+        performer in every picture.
+        """
+        across = self.positions[:, [0, 2]].norm(dim=1)
+        up = self.positions[:, 1].abs()
+        # Sorting by hand: torch.quantile refuses more than 16 million values.
+        place = int(0.995 * (len(up) - 1))
+        return float(across.sort().values[place]), float(up.sort().values[place])
+
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        return [
+            self.positions, self.normals, self.colors, self.radii, self.confidences,
+            self.frame_offsets, *self.source._comfy_cache_tensors(),
+        ]  # fmt: skip
+
+    def get_ram_usage(self) -> int:
+        """Bytes held, for ComfyUI's cache accounting."""
+        return sum(t.numel() * t.element_size() for t in self._comfy_cache_tensors())
+
+
+def unproject_depth(
+    depth: Tensor,  # [F, H, W] metres along the optical axis
+    K: Tensor,  # [3, 3]
+) -> Tensor:  # [F, 3, H, W] camera frame, metres
+    """The 3D point behind every pixel centre."""
+    H, W = depth.shape[-2:]
+    y, x = torch.meshgrid(
+        torch.arange(H, device=depth.device) + 0.5,
+        torch.arange(W, device=depth.device) + 0.5,
+        indexing="ij",
+    )
+    rays = torch.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], torch.ones_like(x)])
+    return rays * depth[:, None]
+
+
+def _tangent(points: Tensor, valid: Tensor, dim: int) -> Tensor:
+    """Difference of neighbours along an image axis, one-sided where the other side jumps."""
+    step = points.diff(dim=dim)
+    depth = points[:, 2:3]
+    near = torch.minimum(
+        depth.narrow(dim, 0, depth.shape[dim] - 1), depth.narrow(dim, 1, depth.shape[dim] - 1)
+    )
+    joined = (depth.diff(dim=dim).abs() < EDGE_JUMP * near) & (
+        valid.narrow(dim, 0, valid.shape[dim] - 1) & valid.narrow(dim, 1, valid.shape[dim] - 1)
+    )
+    step = torch.where(joined, step, 0.0)
+    pad = (0, 0, 1, 0) if dim == 2 else (1, 0, 0, 0)
+    back = (0, 0, 0, 1) if dim == 2 else (0, 1, 0, 0)
+    count = F.pad(joined.float(), pad) + F.pad(joined.float(), back)
+    return (F.pad(step, pad) + F.pad(step, back)) / count.clamp(min=1)
+
+
+def normals_from_depth(
+    points: Tensor,  # [F, 3, H, W] camera frame
+    valid: Tensor,  # [F, H, W] bool
+) -> Tensor:  # [F, 3, H, W] unit, towards the camera; 0 where undefined
+    """Surface normals as the cross product of image-space tangents that don't cross depth jumps."""
+    down = _tangent(points, valid[:, None], dim=2)
+    right = _tangent(points, valid[:, None], dim=3)
+    # Right x down points away from an OpenCV camera, so the order is turned round.
+    normals = F.normalize(torch.linalg.cross(down, right, dim=1), dim=1)
+    away = (normals * points).sum(1, keepdim=True) > 0
+    return torch.where(away, -normals, normals)
+
+
+def erode(
+    masks: Tensor,  # [F, H, W] bool
+    pixels: int,
+) -> Tensor:
+    """Shrink masks; the picture's border does not count as background."""
+    if pixels == 0:
+        return masks
+    outside = F.max_pool2d((~masks).float()[:, None], 2 * pixels + 1, stride=1, padding=pixels)
+    return masks & (outside[:, 0] == 0)
+
+
+def _centre(points: Tensor, valid: Tensor) -> Tensor:
+    """[3] the performer's centre over the clip, behind the seen surface by half a body."""
+    boxes = []
+    for frame, mask in zip(points, valid, strict=True):
+        if mask.any():
+            seen = frame[:, mask]
+            low, high = seen.amin(1), seen.amax(1)
+            boxes.append(torch.stack([(low + high) / 2, high - low]))
+    middle, size = torch.stack(boxes).median(0).values
+    depth = torch.stack([f[2, m].median() for f, m in zip(points, valid, strict=True) if m.any()])
+    return torch.stack([middle[0], middle[1], depth.median() + HALF_THICKNESS * size[1]])
+
+
+def points_from_depth(
+    frames: Tensor,  # [F, 3, H, W] 0..1
+    depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
+    masks: Tensor,  # [F, H, W] 0..1
+    K: Tensor,  # [3, 3] pixels
+    erosion: int = 1,
+    fps: float = 16.0,
+) -> OrientedPoints:
+    """Unproject the masked depth to oriented, coloured points around the performer's centre."""
+    known = depth.isfinite() & (depth > 0) & (masks > 0.5)
+    if not known.any():
+        raise ValueError(
+            "There is no usable depth inside the mask in any frame: check that the mask shows the "
+            "performer in white and that the depth is not all zero."
+        )
+    depth = torch.where(known, depth, 0.0).float()
+    points = unproject_depth(depth, K)
+    normals = normals_from_depth(points, known)
+    cosine = -(normals * F.normalize(points, dim=1)).sum(1)
+    keep = erode(known, erosion) & (cosine > GRAZING_COSINE)
+    if not keep.any():
+        raise ValueError(
+            "No point of the performer is left after cleaning the depth: its surface is too rough "
+            "or too small; give a smoother or larger depth map, or set mask erosion to 0."
+        )
+    centre = _centre(points, keep)
+    pick = rearrange(keep, "f h w -> (f h w)")
+
+    def flat(t: Tensor) -> Tensor:
+        return rearrange(t, "f c h w -> (f h w) c")[pick]
+
+    # A pixel covers more of a slanted surface; cap it so that edges don't grow fans.
+    radii = depth / K[0, 0] / 2 / cosine.clamp(min=0.35)
+    pose = torch.eye(4)
+    pose[:3, 3] = centre
+    return OrientedPoints(
+        positions=flat(points) - centre,
+        normals=flat(normals),
+        colors=flat(frames.float()),
+        radii=flat(radii[:, None])[:, 0],
+        confidences=flat(cosine[:, None])[:, 0].clamp(0, 1),
+        frame_offsets=F.pad(keep.sum((1, 2)).cumsum(0), (1, 0)),
+        source=Rig(K[None].float(), pose[None], frames.shape[-1], frames.shape[-2]),
+        fps=fps,
+    )

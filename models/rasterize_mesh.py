@@ -60,7 +60,9 @@ def rasterize_mesh(
     while useful.any():
         chosen = useful & (longest <= edge)
         for index in chosen.nonzero()[:, 0].split(max(1, MAX_CELLS // edge**2)):
-            _draw(keys, index, edge, low[index], high[index], corners[index], z[faces[index]], width)
+            _draw(
+                keys, index, edge, low[index], high[index], corners[index], z[faces[index]], width
+            )
         useful = useful & ~chosen
         edge *= 2
     return _resolve(keys.view(height, width), corners, z[faces])

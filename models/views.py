@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .cameras import Rig
@@ -34,10 +40,10 @@ class Views:
             )
         if min(self.frames.shape) < 1:
             raise ValueError(f"Views are empty: frames have shape {list(self.frames.shape)}.")
-        V, F, _, H, W = self.frames.shape
-        if self.masks is not None and tuple(self.masks.shape) != (V, F, H, W):
+        V, count, _, H, W = self.frames.shape
+        if self.masks is not None and tuple(self.masks.shape) != (V, count, H, W):
             raise ValueError(
-                f"Views have {V} views x {F} frames of {W}x{H}, but the masks have shape "
+                f"Views have {V} views x {count} frames of {W}x{H}, but the masks have shape "
                 f"{list(self.masks.shape)}: give one mask per view and frame, of the same size."
             )
         if self.rig is not None and len(self.rig) != V:
@@ -59,3 +65,121 @@ class Views:
     def get_ram_usage(self) -> int:
         """Bytes held, for ComfyUI's cache accounting."""
         return sum(t.numel() * t.element_size() for t in self._comfy_cache_tensors())
+
+
+LATENT_STRIDE = 4
+"""Frames that one latent frame of a Wan VAE holds, after the first."""
+SIZE_STEP = 16
+"""Picture sizes must be multiples of this: 8 in the VAE, 2 in the transformer's patches."""
+
+
+def snap_frames(count: int) -> int:
+    """The largest 4n + 1 that is at most `count`."""
+    return (count - 1) // LATENT_STRIDE * LATENT_STRIDE + 1
+
+
+def snap_size(width: int, height: int) -> tuple[int, int]:
+    """The nearest multiples of 16, at least 16."""
+
+    def snap(length: int) -> int:
+        return max(SIZE_STEP, round(length / SIZE_STEP) * SIZE_STEP)
+
+    return snap(width), snap(height)
+
+
+def resize_frames(
+    frames: Tensor,  # [F, C, H, W]
+    width: int,
+    height: int,
+) -> Tensor:  # [F, C, height, width]
+    """Fill the new size without distortion: scale, then cut the middle."""
+    H, W = frames.shape[-2:]
+    if (width, height) == (W, H):
+        return frames
+    scale = max(width / W, height / H)
+    size = (max(height, round(H * scale)), max(width, round(W * scale)))
+    if scale < 1:
+        scaled = F.interpolate(frames, size=size, mode="area")
+    else:
+        scaled = F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return scaled[..., top : top + height, left : left + width]
+
+
+def _label_pixels(text: str, height: int) -> Tensor:  # [h, w] 0..1
+    """A short text as pixels, white on black."""
+    font = ImageFont.load_default(size=height)
+    left, top, right, bottom = font.getbbox(text)
+    picture = Image.new("L", (right - left + 4, bottom - top + 4))
+    ImageDraw.Draw(picture).text((2 - left, 2 - top), text, fill=255, font=font)
+    return torch.from_numpy(np.array(picture)).float() / 255
+
+
+def label_pictures(
+    pictures: Tensor,  # [N, 3, H, W] 0..1
+    labels: Sequence[str],
+) -> Tensor:
+    """Write a label into the upper left corner of every picture."""
+    pictures = pictures.clone()
+    H, W = pictures.shape[-2:]
+    for picture, text in zip(pictures, labels, strict=True):
+        ink = _label_pixels(text, max(8, H // 16))[:H, :W]
+        corner = picture[:, : ink.shape[0], : ink.shape[1]]
+        corner.copy_(corner * 0.35 + 0.65 * ink)
+    return pictures
+
+
+def grid_columns(count: int) -> int:
+    """Columns of a grid that is wider than high."""
+    return math.ceil(math.sqrt(count * 2)) if count > 3 else count
+
+
+def grid_picture(
+    pictures: Tensor,  # [N, 3, H, W]
+    columns: int | None = None,
+) -> Tensor:  # [3, rows H, columns W]; unused places are black
+    """Lay pictures out in rows."""
+    columns = columns or grid_columns(len(pictures))
+    missing = -len(pictures) % columns
+    filled = torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])])
+    return rearrange(filled, "(r c) k h w -> k (r h) (c w)", c=columns)
+
+
+def as_pictures(views: Views) -> Tensor:  # [V, F, 3, H, W] 0..1
+    """Colour as it is; depth as near = bright over the performer's range."""
+    if views.frames.shape[2] == 3:
+        return views.frames.float().clamp(0, 1)
+    depth = views.frames.float()
+    known = depth > 0
+    if not known.any():
+        return depth.expand(-1, -1, 3, -1, -1)
+    near, far = depth[known].amin(), depth[known].amax()
+    bright = 1 - 0.8 * (depth - near) / (far - near).clamp(min=1e-6)
+    return torch.where(known, bright, 0.0).expand(-1, -1, 3, -1, -1)
+
+
+def view_labels(views: Views) -> tuple[str, ...]:
+    """The rig's labels, or numbers."""
+    return views.rig.labels if views.rig else tuple(str(v) for v in range(len(views)))
+
+
+def contact_sheet(
+    views: Views,
+    moments: int = 5,
+) -> Tensor:  # [3, V H, moments W]
+    """One row a view, evenly spaced frames from left to right."""
+    frames = views.frames.shape[1]
+    chosen = torch.linspace(0, frames - 1, min(moments, frames)).round().long()
+    pictures = as_pictures(views)[:, chosen]
+    first = label_pictures(pictures[:, 0], view_labels(views))
+    pictures = torch.cat([first[:, None], pictures[:, 1:]], dim=1)
+    return rearrange(pictures, "v f c h w -> c (v h) (f w)")
+
+
+def grid_video(views: Views) -> Tensor:  # [F, 3, rows H, columns W]
+    """All views side by side, labelled, over time."""
+    pictures = as_pictures(views)
+    labels = view_labels(views)
+    return torch.stack(
+        [grid_picture(label_pictures(pictures[:, f], labels)) for f in range(pictures.shape[1])]
+    )

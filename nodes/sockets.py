@@ -5,3 +5,4 @@ from comfy_api.latest import io
 RIG = io.Custom("TURNAROUND_RIG")  # models.cameras.Rig
 VIEWS = io.Custom("TURNAROUND_VIEWS")  # models.views.Views
 CLOUD = io.Custom("TURNAROUND_CLOUD")  # models.points.OrientedPoints
+SYNC = io.Custom("TURNAROUND_SYNC")  # ModelPatcher of a models.view_sync.ViewSync

@@ -89,9 +89,7 @@ def vae_to_native(
     bias[:Z] = bias[:Z] * std + mean
     native["conv1.weight"], native["conv1.bias"] = weight.float(), bias.float()
     weight = native["conv2.weight"].double() / std.view(1, Z, 1, 1, 1)
-    native["conv2.bias"] = (
-        native["conv2.bias"].double() - weight[:, :, 0, 0, 0] @ mean
-    ).float()
+    native["conv2.bias"] = (native["conv2.bias"].double() - weight[:, :, 0, 0, 0] @ mean).float()
     native["conv2.weight"] = weight.float()
     return native
 

@@ -60,7 +60,9 @@ def procedural_picture(
 ) -> np.ndarray:  # [size, size, 3] float32, 0..1
     """One random picture."""
     background = rng.choice([0.5, 0.0, 1.0]) if rng.random() < 0.5 else None
-    picture = np.full((size, size, 3), background) if background is not None else _pattern(rng, size)
+    picture = (
+        np.full((size, size, 3), background) if background is not None else _pattern(rng, size)
+    )
     for _ in range(rng.integers(1, 9)):
         mask = _blob(rng, size)[..., None]
         if rng.random() < 0.3:

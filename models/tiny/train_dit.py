@@ -80,9 +80,7 @@ def add_sync(dit: torch.nn.Module, sync: ViewSync, grid: tuple[int, int, int], v
         return layer(output, inputs[2], pe, views, grid)
 
     return [
-        dit.blocks[int(index)].register_forward_hook(
-            lambda *a, layer=layer: hook(layer, *a)
-        )
+        dit.blocks[int(index)].register_forward_hook(lambda *a, layer=layer: hook(layer, *a))
         for index, layer in sync.blocks.items()
     ]
 
@@ -193,8 +191,11 @@ def train(args: argparse.Namespace) -> None:
             logged = time.monotonic()
             data.refresh()
             log.info(
-                "%5d  %3.0f%%  loss %.4f  %d scenes", step, 100 * done,
-                sum(recent) / len(recent), len(data.scenes),
+                "%5d  %3.0f%%  loss %.4f  %d scenes",
+                step,
+                100 * done,
+                sum(recent) / len(recent),
+                len(data.scenes),
             )
             save_file(average, args.out)
     save_file(average, args.out)

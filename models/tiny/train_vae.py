@@ -96,9 +96,11 @@ def loss_terms(latents: Tensor, output: Tensor, clip: Tensor) -> dict[str, Tenso
     dims = (0, 2, 3, 4)
     preview = torch.einsum("bcthw,cr->brthw", latents, WAN21_RGB_FACTORS)
     preview = preview + WAN21_RGB_BIAS.view(1, 3, 1, 1, 1)
-    small = F.interpolate(
-        clip[:, :, ::4], size=latents.shape[2:], mode="trilinear", antialias=False
-    ) if clip.shape[2] > 1 else F.avg_pool3d(clip, (1, 8, 8))
+    small = (
+        F.interpolate(clip[:, :, ::4], size=latents.shape[2:], mode="trilinear", antialias=False)
+        if clip.shape[2] > 1
+        else F.avg_pool3d(clip, (1, 8, 8))
+    )
     return {
         "pixels": (output - clip).abs().mean(),
         "gradients": sum(
@@ -165,7 +167,10 @@ def train(args: argparse.Namespace) -> None:
             logged = time.monotonic()
             psnr = -10 * ((output - clip) / 2).square().mean().log10()
             log.info(
-                "%5d  %3.0f%%  PSNR %.2f dB  %s", step, 100 * done, psnr,
+                "%5d  %3.0f%%  PSNR %.2f dB  %s",
+                step,
+                100 * done,
+                psnr,
                 "  ".join(f"{k} {v:.4f}" for k, v in terms.items()),
             )
             save_file(average, args.out)

@@ -1,0 +1,140 @@
+"""Render training scenes: `python -m turnaround.models.tiny.render_scenes FOLDER --count 100`.
+
+Each scene is one synthetic performer in one motion: the source camera at azimuth 0, other cameras
+around, true pictures and the conditions that the source camera's depth gives. Deterministic by
+seed; only the training split's people and motions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cameras import Rig, orbit_rig
+from ..geometry import BACKGROUND, render_conditions
+from ..performer import (
+    SPLITS,
+    draw_appearance,
+    load_performers,
+    motion_seconds,
+    pose_performer,
+    render_color,
+    render_geometry,
+)
+from ..points import OrientedPoints, points_from_depth
+from .scenes import Scene, save_scene
+
+log = logging.getLogger(__name__)
+
+FPS = 16.0
+SOURCE_SCALE = 2
+"""The source video is larger than the views, as a creator's own would be."""
+
+
+def _draw_rig(rng: np.random.Generator, views: int, width: int, height: int) -> Rig:
+    """View 0 at azimuth 0; the others one to a sector, so that all sides are seen."""
+    sectors = (np.arange(views - 1) + rng.random(views - 1)) / (views - 1)
+    azimuths = np.concatenate([[0.0], 2 * math.pi * sectors])
+    elevation = rng.uniform(-0.1, 0.25) if rng.random() < 0.5 else 0.0
+    fov = math.radians(rng.uniform(28, 45))
+    distance = rng.uniform(1.02, 1.25) / math.tan(fov / 2) + 0.25
+    elevations = torch.full((views,), elevation)
+    elevations[0] = 0.0
+    return orbit_rig(torch.from_numpy(azimuths).float(), elevations, distance, fov, width, height)
+
+
+def source_points(posed, look, rig: Rig, background: tuple[float, float, float]) -> OrientedPoints:
+    """The cloud that view 0 of the rig sees, rendered larger."""
+    source = rig.select([0]).resized(SOURCE_SCALE * rig.width, SOURCE_SCALE * rig.height)
+    camera = (source.K[0], source.T_camera_world[0], source.width, source.height)
+    frames, masks, depth = [], [], []
+    for f in range(len(posed.vertices)):
+        frame, mask = render_color(posed, f, look, *camera, background)
+        frames.append(frame)
+        masks.append(mask)
+        depth.append(render_geometry(posed, f, *camera)[0])
+    cloud = points_from_depth(
+        torch.stack(frames), torch.stack(depth), torch.stack(masks), source.K[0], fps=FPS
+    )
+    return _at_true_place(cloud, source)
+
+
+def _at_true_place(cloud: OrientedPoints, source: Rig) -> OrientedPoints:
+    """Undo the guess of the performer's centre: the rig here is that of the true world."""
+    from dataclasses import replace
+
+    offset = source.centers[0] - cloud.source.centers[0]
+    return replace(cloud, positions=cloud.positions + offset, source=source)
+
+
+def _to_bytes(t: Tensor) -> np.ndarray:  # [V, F, C, H, W] -> [V, F, H, W, C] uint8
+    return (t.movedim(2, -1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def render_scene(seed: int, split: str, views: int, frames: int, width: int, height: int) -> Scene:
+    """One scene of a split."""
+    rng = np.random.default_rng(seed)
+    characters, motions = SPLITS[split]
+    look = draw_appearance(int(rng.integers(1 << 30)))
+    motion = motions[rng.integers(len(motions))]
+    length = motion_seconds(load_performers(), motion)
+    start = rng.uniform(0, max(0.0, length - (frames - 1) / FPS))
+    posed = pose_performer(
+        characters[rng.integers(len(characters))],
+        motion,
+        start + torch.arange(frames) / FPS,
+        look,
+        yaw=rng.normal(0, 0.35),
+    )
+    rig = _draw_rig(rng, views, width, height)
+    background = (BACKGROUND,) * 3
+    conditions = render_conditions(source_points(posed, look, rig, background), rig)
+    pictures = [
+        render_color(posed, f, look, rig.K[v], rig.T_camera_world[v], width, height, background)
+        for v in range(views)
+        for f in range(frames)
+    ]
+    truth = torch.stack([p for p, _ in pictures]).unflatten(0, (views, frames))
+    masks = torch.stack([m for _, m in pictures]).unflatten(0, (views, frames))
+    return Scene(
+        frames=_to_bytes(truth),
+        partial=_to_bytes(conditions.partial),
+        normals=_to_bytes(conditions.normals),
+        masks=(masks * 255).round().to(torch.uint8).numpy(),
+        azimuths=rig.azimuths.numpy(),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--split", default="train", choices=SPLITS)
+    parser.add_argument("--views", type=int, default=6)
+    parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--height", type=int, default=160)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.first_seed, args.first_seed + args.count):
+        path = args.folder / f"{args.split}_{seed:06d}.npz"
+        if not path.exists():
+            save_scene(
+                path,
+                render_scene(seed, args.split, args.views, args.frames, args.width, args.height),
+            )
+            log.info("%s", path.name)
+
+
+if __name__ == "__main__":
+    main()

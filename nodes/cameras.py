@@ -1,0 +1,318 @@
+"""Rigs: orbits, ComfyUI cameras, files, picking, preview."""
+
+import math
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..models.cameras import (
+    Rig,
+    framing_distance,
+    load3d_to_opencv,
+    merge_rigs,
+    opencv_to_load3d,
+    orbit_angles,
+    orbit_rig,
+    recentred,
+)
+from ..models.cameras_picture import rig_picture
+from ..models.points import OrientedPoints
+from ..models.rig_files import rig_from_text
+from ..models.views import snap_size
+from . import run
+from .sockets import CLOUD, RIG
+
+CATEGORY = "Turnaround/3 cameras"
+RIG_FILES = (".json", ".toml", ".txt", ".xml")
+DEFAULT_DISTANCE = 3.2
+
+
+def size_inputs(width: int, height: int) -> list:
+    """The picture size of a rig."""
+    return [
+        io.Int.Input("width", default=width, min=16, max=2048, step=16,
+                     tooltip="Width of every view in pixels (multiples of 16)."),
+        io.Int.Input("height", default=height, min=16, max=2048, step=16,
+                     tooltip="Height of every view in pixels (multiples of 16)."),
+    ]  # fmt: skip
+
+
+def _snapped_size(node, width: int, height: int) -> tuple[int, int]:
+    new = snap_size(width, height)
+    if new != (width, height):
+        run.say(node, f"{width}x{height} became {new[0]}x{new[1]} (multiples of 16)")
+    return new
+
+
+class OrbitRig(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundOrbitRig",
+            display_name="Orbit Rig",
+            category=CATEGORY,
+            description="Cameras on a ring around the performer. Camera 0 stands where your own "
+            "camera stood, unless the start azimuth says otherwise.",
+            inputs=[
+                io.Int.Input("views", default=8, min=1, max=64, tooltip="How many cameras."),
+                io.Float.Input("start_azimuth", default=0.0, min=-360.0, max=360.0, step=1.0,
+                               tooltip="Degrees of the first camera: 0 = where the source camera "
+                               "stands, 90 = to its right, 180 = behind the performer."),
+                io.Float.Input("span", default=360.0, min=0.0, max=360.0, step=1.0,
+                               tooltip="Degrees that the cameras cover; 360 = a closed ring."),
+                io.Float.Input("elevation", default=0.0, min=-80.0, max=80.0, step=1.0,
+                               tooltip="Degrees above the performer's middle; negative = below."),
+                io.Int.Input("layers", default=1, min=1, max=5,
+                             tooltip="Rings one above another; the views are shared out."),
+                io.Float.Input("layer_step", default=20.0, min=0.0, max=60.0, step=1.0,
+                               tooltip="Degrees between the rings."),
+                io.Float.Input("fov", default=35.0, min=5.0, max=120.0, step=1.0,
+                               tooltip="Vertical field of view in degrees: 35 = portrait lens, "
+                               "60 = wide."),
+                io.Float.Input("distance", default=0.0, min=0.0, max=100.0, step=0.05,
+                               tooltip="Metres from the performer; 0 = so that the whole performer "
+                               "fits (needs 'cloud'; without, 3.2 m)."),
+                *size_inputs(128, 160),
+                CLOUD.Input("cloud", optional=True,
+                            tooltip="The performer, to frame; from Performer Geometry."),
+            ],
+            outputs=[RIG.Output(display_name="rig", tooltip="The cameras.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, views, start_azimuth, span, elevation, layers, layer_step, fov, distance, width,
+        height, cloud: OrientedPoints | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        width, height = _snapped_size(cls, width, height)
+        fov = math.radians(fov)
+        if distance == 0:
+            distance = (
+                framing_distance(*cloud.extent(), fov, width, height)
+                if cloud is not None
+                else DEFAULT_DISTANCE
+            )
+        azimuths, elevations = orbit_angles(
+            views,
+            math.radians(start_azimuth),
+            math.radians(span),
+            math.radians(elevation),
+            layers,
+            math.radians(layer_step),
+        )
+        return io.NodeOutput(orbit_rig(azimuths, elevations, distance, fov, width, height))
+
+
+class RigFromCameras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundRigFromCameras",
+            display_name="Rig from 3D Cameras",
+            category=CATEGORY,
+            description="Makes a rig of ComfyUI's own 3D cameras (one, or a list).",
+            is_input_list=True,
+            inputs=[
+                io.Load3DCamera.Input("cameras", tooltip="Cameras of Load 3D nodes."),
+                *size_inputs(128, 160),
+            ],
+            outputs=[RIG.Output(display_name="rig", tooltip="One camera an item of the list.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, cameras, width, height) -> io.NodeOutput:
+        cameras = [c for c in cameras if c]
+        if not cameras:
+            raise ValueError(
+                "'cameras' is empty: move the camera of the 3D viewer once and run it, so that it "
+                "has a position."
+            )
+        size = snap_size(width[0], height[0])
+        return io.NodeOutput(load3d_to_opencv(cameras, *size))
+
+
+class RigToCameras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundRigToCameras",
+            display_name="Rig to 3D Cameras",
+            category=CATEGORY,
+            description="Gives the cameras of a rig as a list of ComfyUI's own 3D cameras.",
+            inputs=[RIG.Input("rig", tooltip="Any rig.")],
+            outputs=[
+                io.Load3DCamera.Output(
+                    display_name="cameras", is_output_list=True, tooltip="One a view."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, rig: Rig) -> io.NodeOutput:
+        return io.NodeOutput(opencv_to_load3d(rig))
+
+
+def _rig_files() -> list[str]:
+    folder = Path(folder_paths.get_input_directory())
+    return (
+        sorted(p.name for p in folder.iterdir() if p.suffix in RIG_FILES) if folder.is_dir() else []
+    )
+
+
+class RigFromFile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundRigFromFile",
+            display_name="Rig from File",
+            category=CATEGORY,
+            description="Reads calibrated cameras from ComfyUI's input folder: nerfstudio / "
+            "instant-ngp transforms.json, OpenCV / anipose calibration .toml, cameras.json with "
+            "K and extrinsics, or a Qualisys calibration.",
+            inputs=[
+                io.Combo.Input("file", options=_rig_files(),
+                               tooltip="A camera file in ComfyUI's input folder."),
+                io.Boolean.Input("recentre", default=True,
+                                 tooltip="Move the origin to where the cameras look and turn the "
+                                 "first camera to azimuth 0; off keeps the file's world."),
+            ],
+            outputs=[RIG.Output(display_name="rig", tooltip="The calibrated cameras.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, file: str, recentre: bool) -> io.NodeOutput:
+        text = Path(folder_paths.get_annotated_filepath(file)).read_text(encoding="utf-8")
+        rig = rig_from_text(file, text)
+        return io.NodeOutput(recentred(rig) if recentre else rig)
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        if not folder_paths.exists_annotated_filepath(file):
+            return f"There is no file '{file}' in ComfyUI's input folder: put it there."
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, recentre: bool) -> str:
+        return f"{Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime_ns} {recentre}"
+
+
+def parse_indices(text: str, count: int) -> list[int]:
+    """'0, 2, 4-6' or '::2' as view numbers, each below `count`."""
+    chosen: list[int] = []
+    try:
+        for part in text.replace(" ", "").split(","):
+            if ":" in part:
+                bounds = [int(b) if b else None for b in part.split(":")]
+                chosen += list(range(count))[slice(*bounds)]
+            elif "-" in part[1:]:
+                first, last = part.split("-")
+                chosen += range(int(first), int(last) + 1)
+            elif part:
+                chosen.append(int(part))
+    except ValueError:
+        raise ValueError(
+            f"'{text}' is no list of views: write numbers and ranges such as 0,2,4-6 or ::2."
+        ) from None
+    bad = [i for i in chosen if not 0 <= i < count]
+    if bad or not chosen:
+        raise ValueError(
+            f"'{text}' names view {bad[0] if bad else '(none)'}, but the rig has views 0 to "
+            f"{count - 1}."
+        )
+    return chosen
+
+
+class PickViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundPickViews",
+            display_name="Pick Cameras",
+            category=CATEGORY,
+            description="Keeps some cameras of a rig, in the order that you write them.",
+            inputs=[
+                RIG.Input("rig", tooltip="Any rig."),
+                io.String.Input("views", default="0,2,4-6",
+                                tooltip="Numbers and ranges: 0,2,4-6, or ::2 for every second."),
+            ],
+            outputs=[RIG.Output(display_name="rig", tooltip="The chosen cameras.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, rig: Rig, views: str) -> io.NodeOutput:
+        return io.NodeOutput(rig.select(parse_indices(views, len(rig))))
+
+
+class MergeRigs(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundMergeRigs",
+            display_name="Merge Rigs",
+            category=CATEGORY,
+            description="Puts the cameras of two rigs into one; their picture sizes must agree.",
+            inputs=[
+                RIG.Input("first", tooltip="Its cameras come first."),
+                RIG.Input("second", tooltip="Its cameras follow."),
+            ],
+            outputs=[RIG.Output(display_name="rig", tooltip="All cameras.")],
+        )
+
+    @classmethod
+    def execute(cls, first: Rig, second: Rig) -> io.NodeOutput:
+        return io.NodeOutput(merge_rigs([first, second]))
+
+
+class ResizeRig(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundResizeRig",
+            display_name="Resize Rig",
+            category=CATEGORY,
+            description="The same cameras with pictures of another size.",
+            inputs=[RIG.Input("rig", tooltip="Any rig."), *size_inputs(256, 320)],
+            outputs=[RIG.Output(display_name="rig", tooltip="The resized rig.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, rig: Rig, width: int, height: int) -> io.NodeOutput:
+        return io.NodeOutput(rig.resized(*_snapped_size(cls, width, height)))
+
+
+class PreviewRig(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundPreviewRig",
+            display_name="Preview Rig",
+            category=CATEGORY,
+            description="Draws the cameras from above and from the side, numbered.",
+            inputs=[RIG.Input("rig", tooltip="Any rig.")],
+            outputs=[io.Image.Output(display_name="picture", tooltip="The drawing.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, rig: Rig) -> io.NodeOutput:
+        image = torch.from_numpy(np.array(rig_picture(rig))).float()[None] / 255
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+NODES: list[type[io.ComfyNode]] = [
+    OrbitRig,
+    RigFromCameras,
+    RigFromFile,
+    RigToCameras,
+    PickViews,
+    MergeRigs,
+    ResizeRig,
+    PreviewRig,
+]

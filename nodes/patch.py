@@ -1,0 +1,183 @@
+"""The only file that reaches into a MODEL: view sync through block patches and a wrapper.
+
+Nothing of the host is replaced: block patches chain with those already there, the attention
+override calls the one before it, and all per-run state rides in `transformer_options`.
+"""
+
+import math
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+from comfy.patcher_extension import WrappersMP
+
+from ..models.view_sync import ViewSync, extended_attention, sync_layout
+
+KEY = "turnaround_view_sync"
+
+
+def load_sync(path: str) -> comfy.model_patcher.ModelPatcher:
+    """Sync weights as a model that ComfyUI loads and offloads with the main one."""
+    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    dim, blocks = sync_layout(weights)
+    offload = mm.unet_offload_device()
+    sync = ViewSync(dim, blocks, offload, comfy.utils.weight_dtype(weights), comfy.ops.manual_cast)
+    sync.load_state_dict(weights)
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(sync, load_device=mm.get_torch_device(), offload_device=offload)
+
+
+def dit_blocks(model) -> list:
+    """The transformer blocks of a Wan-like model, or a sentence."""
+    dit = model.get_model_object("diffusion_model")
+    blocks = getattr(dit, "blocks", None)
+    if blocks is None or not hasattr(dit, "patch_embedding"):
+        raise ValueError(
+            "'model' is not a Wan-type video model, so views can't be synchronised in it: load "
+            "Turnaround-Tiny or a Wan 2.1 / 2.2 checkpoint with Load Diffusion Model."
+        )
+    return blocks
+
+
+class SyncedBlock:
+    """Replaces one DiT block by: whatever was there, then the trained sync layer of that block."""
+
+    def __init__(self, index: int, previous, sync) -> None:
+        self.index, self.previous, self.sync = index, previous, sync
+
+    def __call__(self, args: dict, extra: dict) -> dict:
+        state = args["transformer_options"].get(KEY)
+        if state is not None:
+            state["self_attention_is_next"] = True
+        inner = self.previous or (lambda a, e: e["original_block"](a))
+        out = inner(args, extra)
+        if state is None or self.sync is None or state["strength"] == 0:
+            return out
+        layer = self.sync.model.blocks[str(self.index)]
+        x = out["img"]
+        synced = layer(x, args["vec"], args["pe"], state["views"], _grid(state, x.shape[1]))
+        # At strength 1 the layer's own result, so that it is what training saw.
+        out["img"] = synced if state["strength"] == 1 else x.lerp(synced, state["strength"])
+        return out
+
+    def to(self, device_or_dtype) -> "SyncedBlock":
+        return self
+
+    def models(self) -> list:
+        return [self.sync] if self.sync is not None else []
+
+
+def _grid(state: dict, tokens: int) -> tuple[int, int, int]:
+    grid = state["grid"]
+    if math.prod(grid) != tokens:
+        raise ValueError(
+            f"The model works on {tokens} tokens a view where the latent has {math.prod(grid)} "
+            "(it adds reference tokens of its own): view sync can't be used with this checkpoint."
+        )
+    return grid
+
+
+def _attention_override(state: dict, previous):
+    """The training-free form: extends the first attention call of every block, its self-attention."""
+
+    def override(func, q, k, v, heads, **kwargs):
+        def attention(q, k, v, heads):
+            if previous is not None:
+                return previous(func, q, k, v, heads, **kwargs)
+            return func(q, k, v, heads, **kwargs)
+
+        if not state.pop("self_attention_is_next", False):
+            return attention(q, k, v, heads)
+        grid = _grid(state, q.shape[1])
+        return extended_attention(
+            attention, q, k, v, heads, state["views"], grid, state["strength"]
+        )
+
+    return override
+
+
+def _split(batch: int, chunks: int, expected: int) -> int:
+    """Views in a batch of `chunks` conditionings."""
+    views, rest = divmod(batch, chunks)
+    if rest or (expected and views != expected):
+        raise ValueError(
+            f"View Sync was set for {expected or 'several'} views, but the latent brings "
+            f"{batch / chunks:g}: use the same rig for View Sync and for the conditions."
+        )
+    return views
+
+
+class ViewSyncWrapper:
+    """Before every run of the DiT: how the batch divides into views, and whether sync is on."""
+
+    def __init__(self, views: int, strength: float, sigma_start, sigma_end, free: bool) -> None:
+        self.views, self.strength, self.free = views, strength, free
+        self.sigma_start, self.sigma_end = sigma_start, sigma_end
+
+    def __call__(
+        self, executor, x, timestep, context, clip_fea=None, time_dim_concat=None,
+        transformer_options=None, **kwargs,
+    ):  # fmt: skip
+        options = dict(transformer_options or {})
+        sigma = float(options["sigmas"][0]) if "sigmas" in options else self.sigma_start
+        views = _split(len(x), len(options.get("cond_or_uncond", [0])), self.views)
+        on = self.sigma_end <= sigma <= self.sigma_start and views > 1 and self.strength > 0
+        if on:
+            added = time_dim_concat.shape[2] if time_dim_concat is not None else 0
+            T, h, w = x.shape[2:]
+            grid = (T + added, math.ceil(h / 2), math.ceil(w / 2))
+            state = {"views": views, "grid": grid, "strength": self.strength}
+            options[KEY] = state
+            if self.free:
+                options["optimized_attention_override"] = _attention_override(
+                    state, options.get("optimized_attention_override")
+                )
+        return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+
+def apply_view_sync(
+    model,
+    sync=None,  # ModelPatcher of a ViewSync; None = training-free
+    views: int = 0,  # 0 = as many as the latent brings
+    strength: float = 1.0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+):
+    """A clone of MODEL whose views of one moment attend to each other."""
+    blocks = dit_blocks(model)
+    patched = model.clone()
+    sampling = model.get_model_object("model_sampling")
+    indices = range(len(blocks))
+    if sync is not None:
+        dim = model.get_model_object("diffusion_model").dim
+        trained = [int(i) for i in sync.model.blocks]
+        if sync.model.dim != dim or max(trained) >= len(blocks):
+            raise ValueError(
+                f"The sync weights are for a model of width {sync.model.dim} with at least "
+                f"{max(trained) + 1} blocks, but this model has width {dim} and {len(blocks)} "
+                "blocks: choose the sync file that belongs to the model."
+            )
+        indices = trained
+    existing = (
+        patched.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
+    )
+    for index in indices:
+        previous = existing.get(("double_block", index))
+        block = SyncedBlock(index, previous, sync)
+        patched.set_model_patch_replace(block, "dit", "double_block", index)
+    wrapper = ViewSyncWrapper(
+        views,
+        strength,
+        float(sampling.percent_to_sigma(start_percent)),
+        float(sampling.percent_to_sigma(end_percent)),
+        free=sync is None,
+    )
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
+    return patched
+
+
+def input_channels(model) -> int:
+    """How many channels the model's patch embedding takes."""
+    dit_blocks(model)
+    return model.get_model_object("diffusion_model").patch_embedding.weight.shape[1]

@@ -1,0 +1,43 @@
+"""What every long node needs from ComfyUI: progress with a picture, interruption, devices, notes."""
+
+import logging
+from collections.abc import Callable
+
+import comfy.model_management as mm
+import comfy.utils
+from PIL import Image
+from torch import Tensor
+
+log = logging.getLogger("turnaround")
+
+Progress = Callable[..., None]
+PREVIEW_SIZE = 512
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """[3, H, W] 0..1 as a PIL picture."""
+    pixels = (picture.clamp(0, 1) * 255).round().byte().movedim(0, -1)
+    return Image.fromarray(pixels.cpu().numpy())
+
+
+def progress(total: int) -> Progress:
+    """A callback (done, total, preview=None) that moves the bar and obeys the cancel button."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def on_step(done: int, total: int, preview: Tensor | None = None) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        image = ("JPEG", to_pil(preview), PREVIEW_SIZE) if preview is not None else None
+        bar.update_absolute(done, total, image)
+
+    return on_step
+
+
+def say(node: type, text: str) -> str:
+    """Show a note on the node and in the log; gives the text back."""
+    log.info("Turnaround: %s", text)
+    from server import PromptServer
+
+    instance = getattr(PromptServer, "instance", None)
+    if instance is not None and text:
+        instance.send_progress_text(text, node.hidden.unique_id)
+    return text

@@ -1,0 +1,285 @@
+"""Sampling: conditions to latents, view sync, and a sampler that shows all views."""
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import latent_preview
+import node_helpers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..models.cameras import Rig
+from ..models.views import Views, as_pictures, grid_picture, label_pictures, resize_frames
+from . import patch, run
+from .sockets import RIG, SYNC, VIEWS
+from .views import encode_views, snapped
+
+CATEGORY = "Turnaround/4 sampling"
+TEXT_CHANNELS = 4096
+LATENT_CHANNELS = 16
+
+
+class LoadViewSync(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundLoadViewSync",
+            display_name="Load View Sync",
+            category=CATEGORY,
+            description="Loads trained view-sync weights from ComfyUI's model_patches folder.",
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=folder_paths.get_filename_list("model_patches"),
+                    tooltip="A sync file made for the model you use; turnaround_tiny_sync comes "
+                    "with the pack.",
+                )
+            ],
+            outputs=[SYNC.Output(display_name="sync", tooltip="For View Sync.")],
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("model_patches", name)
+        return io.NodeOutput(patch.load_sync(path))
+
+
+class ViewSyncNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundViewSync",
+            display_name="View Sync",
+            category=CATEGORY,
+            description="Lets the views of one moment look at each other inside the model, so "
+            "that clothes and limbs agree from every side. With sync weights it is what the model "
+            "was trained with; without, it works on any Wan model as it is. Use any sampler after "
+            "it.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan-type video model."),
+                SYNC.Input("sync", optional=True,
+                           tooltip="Trained weights; leave free for the training-free form."),
+                RIG.Input("rig", optional=True,
+                          tooltip="The rig, to check that the latent has as many views."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=4.0, step=0.05,
+                               tooltip="0 = off, 1 = as trained; more pulls the views closer "
+                               "together and blurs in the end."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Where in the sampling it begins."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Where in the sampling it ends."),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model, with its views in touch.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, strength, start_percent, end_percent, sync=None, rig: Rig | None = None
+    ) -> io.NodeOutput:
+        views = len(rig) if rig is not None else 0
+        return io.NodeOutput(
+            patch.apply_view_sync(model, sync, views, strength, start_percent, end_percent)
+        )
+
+
+def fit_condition(views: Views) -> tuple[Tensor, str]:
+    """Frames [V, F, 3, H, W] at a size and length that the VAE takes, and a note."""
+    frames = as_pictures(views)
+    count, H, W = frames.shape[1], *frames.shape[-2:]
+    new_count, width, height, note = snapped(count, W, H)
+    frames = frames[:, :new_count]
+    if (width, height) != (W, H):
+        frames = torch.stack([resize_frames(f, width, height) for f in frames])
+    return frames, note
+
+
+class MultiViewConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundConditioning",
+            display_name="Multi-View Conditioning",
+            category=CATEGORY,
+            description="Encodes partial colour and normal maps of every view and attaches them "
+            "to the conditioning, with an empty latent of one batch item a view. For models with "
+            "48 input channels, such as Turnaround-Tiny. Text is optional.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                VIEWS.Input("partial", tooltip="Partial colour, from Render Conditions."),
+                VIEWS.Input("normals", tooltip="Normal maps, from Render Conditions."),
+                io.Conditioning.Input("positive", optional=True,
+                                      tooltip="Text; Turnaround-Tiny needs none."),
+                io.Conditioning.Input("negative", optional=True,
+                                      tooltip="What to avoid; used when cfg is not 1."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
+                io.Latent.Output(display_name="latent", tooltip="Empty, one batch item a view."),
+                io.String.Output(display_name="note", tooltip="What was changed to fit."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, vae, partial: Views, normals: Views, positive=None, negative=None
+    ) -> io.NodeOutput:
+        a, b = partial.frames.shape, normals.frames.shape
+        if a != b:
+            raise ValueError(
+                f"'partial' has {a[0]} views x {a[1]} frames of {a[4]}x{a[3]} but 'normals' "
+                f"{b[0]} x {b[1]} of {b[4]}x{b[3]}: take both from the same Render Conditions."
+            )
+        (colors, note), (maps, _) = fit_condition(partial), fit_condition(normals)
+        run.say(cls, note)
+        V = len(colors)
+        bar = run.progress(2 * V)
+        latents = [
+            encode_views(vae, frames, lambda done, _, part=part: bar(part * V + done, 2 * V))
+            for part, frames in enumerate((colors, maps))
+        ]
+        extra = {"concat_latent_image": torch.cat(latents, dim=1)}
+        no_text = [[torch.zeros(1, 1, TEXT_CHANNELS), {}]]
+        positive, negative = (
+            node_helpers.conditioning_set_values(c if c is not None else no_text, extra)
+            for c in (positive, negative)
+        )
+        empty = torch.zeros_like(latents[0])
+        return io.NodeOutput(positive, negative, {"samples": empty, "turnaround_views": V}, note)
+
+
+def check_channels(model, positive, samples: Tensor) -> None:
+    """One sentence when model, conditions and latent don't belong together."""
+    image = next((c[1]["concat_latent_image"] for c in positive if "concat_latent_image" in c[1]),
+                 None)  # fmt: skip
+    channels = patch.input_channels(model)
+    if image is None:
+        if channels == LATENT_CHANNELS:
+            return
+        raise ValueError(
+            f"The model takes {channels} channels but 'positive' carries no view conditions: "
+            "connect Multi-View Conditioning."
+        )
+    brought = LATENT_CHANNELS + image.shape[1]
+    if channels != brought:
+        raise ValueError(
+            f"The model takes {channels} input channels but latent and conditions bring "
+            f"{brought}: load a model made for partial colour and normals, such as "
+            "turnaround_tiny_dit."
+        )
+    if len(image) not in (1, len(samples)) or image.shape[2:] != samples.shape[2:]:
+        raise ValueError(
+            f"The conditions have shape {list(image.shape)} but the latent {list(samples.shape)}: "
+            "views, frames and size must agree; use the latent of Multi-View Conditioning."
+        )
+
+
+def grid_previewer(model, steps: int, labels: list[str]):
+    """A sampler callback that shows every view in a grid."""
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    if previewer is None:
+        # --preview-method none: the graph asked for no pictures, so only the bar moves.
+        return latent_preview.prepare_callback(model, steps)
+    bar = run.progress(steps)
+
+    def callback(step, x0, x, total_steps):
+        middle = x0.shape[2] // 2
+        tiles = [
+            latent_preview_picture(previewer, x0[v : v + 1, :, middle : middle + 1])
+            for v in range(len(x0))
+        ]
+        bar(step + 1, total_steps, grid_picture(label_pictures(torch.stack(tiles), labels)))
+
+    return callback
+
+
+TILE_HEIGHT = 128
+
+
+def latent_preview_picture(previewer, latent: Tensor) -> Tensor:  # [3, h, w] 0..1
+    """ComfyUI's own latent preview of one view, enlarged."""
+    pixels = torch.from_numpy(_pixels(previewer.decode_latent_to_preview(latent)))
+    picture = pixels.float().movedim(-1, 0) / 255
+    width = max(1, round(TILE_HEIGHT * picture.shape[2] / picture.shape[1]))
+    return resize_frames(picture[None], width, TILE_HEIGHT)[0]
+
+
+def _pixels(image):
+    import numpy as np
+
+    return np.array(image.convert("RGB"))
+
+
+class MultiViewSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundMultiViewSampler",
+            display_name="Multi-View Sampler",
+            category=CATEGORY,
+            description="Samples all views together and shows them in a grid while it runs. The "
+            "same as View Sync followed by ComfyUI's KSampler, with checks in plain words.",
+            inputs=[
+                io.Model.Input("model", tooltip="The video model."),
+                io.Conditioning.Input("positive", tooltip="From Multi-View Conditioning."),
+                io.Conditioning.Input("negative", tooltip="From Multi-View Conditioning."),
+                io.Latent.Input("latent", tooltip="From Multi-View Conditioning: one batch item "
+                                "a view."),
+                SYNC.Input("sync", optional=True,
+                           tooltip="View-sync weights; without them the training-free form is "
+                           "used."),
+                RIG.Input("rig", optional=True, tooltip="Labels the preview; its number of "
+                          "cameras is checked."),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                             tooltip="Same seed, same result."),
+                io.Int.Input("steps", default=12, min=1, max=200,
+                             tooltip="More steps: cleaner, slower."),
+                io.Float.Input("cfg", default=1.0, min=0.0, max=30.0, step=0.1,
+                               tooltip="How strongly the text counts; 1 = no negative, half the "
+                               "time."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
+                               default="euler", tooltip="ComfyUI's samplers."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
+                               default="simple", tooltip="ComfyUI's schedulers."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Below 1 the latent's content is kept in part."),
+                io.Float.Input("sync_strength", default=1.0, min=0.0, max=4.0, step=0.05,
+                               tooltip="0 = every view on its own, 1 = as trained."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For Decode Views.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler,
+        denoise, sync_strength, sync=None, rig: Rig | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        if rig is not None and len(rig) != len(samples):
+            raise ValueError(
+                f"The rig has {len(rig)} cameras but the latent {len(samples)} views: connect the "
+                "rig that the conditions were rendered with."
+            )
+        check_channels(model, positive, samples)
+        if sync_strength > 0:
+            model = patch.apply_view_sync(model, sync, len(samples), sync_strength)
+        labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        result = comfy.sample.sample(
+            model, noise, steps, cfg, sampler_name, scheduler, positive, negative, samples,
+            denoise=denoise, noise_mask=latent.get("noise_mask"), seed=seed,
+            callback=grid_previewer(model, steps, labels),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        )  # fmt: skip
+        return io.NodeOutput({**latent, "samples": result})
+
+
+NODES: list[type[io.ComfyNode]] = [
+    MultiViewConditioning,
+    LoadViewSync,
+    ViewSyncNode,
+    MultiViewSampler,
+]

@@ -1,0 +1,517 @@
+"""Views in and out: sample performer, video, pictures, latents, preview, files."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import InputImpl, Types, io, ui
+from einops import rearrange
+from torch import Tensor
+
+from ..models import performer
+from ..models.cameras import Rig, framing_distance, orbit_rig
+from ..models.video_file import write_mp4
+from ..models.views import (
+    Views,
+    as_pictures,
+    contact_sheet,
+    grid_video,
+    resize_frames,
+    snap_frames,
+    snap_size,
+    view_labels,
+)
+from . import run
+from .sockets import RIG, VIEWS
+
+CATEGORY = "Turnaround/1 views"
+SAMPLE_FOV = 35.0
+SAMPLE_FPS = 16.0
+SOURCE_TOOLTIP = "One video of the performer, as one view."
+
+
+def image_to_frames(image: Tensor) -> Tensor:  # [F, H, W, C] -> [F, 3, H, W]
+    """ComfyUI's IMAGE as video frames."""
+    return image[..., :3].movedim(-1, 1)
+
+
+def frames_to_image(frames: Tensor) -> Tensor:  # [F, 3, H, W] -> [F, H, W, 3]
+    """Video frames as ComfyUI's IMAGE."""
+    return frames.movedim(1, -1).contiguous()
+
+
+def snapped(frames: int, width: int, height: int) -> tuple[int, int, int, str]:
+    """Frames to 4n + 1, sizes to multiples of 16, and a sentence when something changed."""
+    new_frames, (new_width, new_height) = snap_frames(frames), snap_size(width, height)
+    changes = []
+    if new_frames != frames:
+        changes.append(f"{frames} frames became {new_frames} (video models need 4n+1)")
+    if (new_width, new_height) != (width, height):
+        changes.append(
+            f"{width}x{height} became {new_width}x{new_height} (sizes must be multiples of 16)"
+        )
+    return new_frames, new_width, new_height, "; ".join(changes)
+
+
+class SamplePerformer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        bank = performer.load_performers()
+        return io.Schema(
+            node_id="TurnaroundSamplePerformer",
+            display_name="Sample Performer",
+            category=CATEGORY,
+            description="A synthetic performer that comes with the pack: a video with its exact "
+            "mask and depth, and, for any rig, the true pictures to judge results by. Performers "
+            "and motions marked 'unseen' were never part of any training.",
+            inputs=[
+                io.Combo.Input(
+                    "performer",
+                    options=_unseen_first(bank.characters, 0),
+                    tooltip="Whose body. 'unseen' ones are new to the embedded models.",
+                ),
+                io.Combo.Input(
+                    "motion",
+                    options=_unseen_first(bank.motions, 1),
+                    tooltip="What the performer does (motion capture).",
+                ),
+                io.Int.Input("frames", default=13, min=1, max=241, step=4,
+                             tooltip="Length of the clip; 4n+1 fits video models."),
+                io.Int.Input("width", default=256, min=64, max=2048, step=16,
+                             tooltip="Width of the source video in pixels."),
+                io.Int.Input("height", default=320, min=64, max=2048, step=16,
+                             tooltip="Height of the source video in pixels."),
+                io.Float.Input("start", default=0.2, min=0.0, max=10.0, step=0.1,
+                               tooltip="Where in the motion the clip begins, in seconds."),
+                io.Int.Input("clothes_seed", default=1_000_003, min=0, max=2**31 - 1,
+                             tooltip="Which clothes, hair and colours; training used seeds "
+                             "drawn below one million scenes."),
+                RIG.Input("rig", optional=True,
+                          tooltip="When connected, 'truth' shows the performer from every camera "
+                          "of this rig: what a perfect result would be."),
+            ],
+            outputs=[
+                VIEWS.Output(display_name="video", tooltip="The source video, one view, with its exact mask."),
+                VIEWS.Output(display_name="depth", tooltip="Exact depth in metres, for Performer Geometry."),
+                VIEWS.Output(display_name="truth", tooltip="True pictures from the rig's cameras; without a "
+                             "rig, the source video."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, performer: str, motion: str, frames, width, height, start, clothes_seed, rig=None
+    ) -> io.NodeOutput:
+        frames, width, height, note = snapped(frames, width, height)
+        run.say(cls, note)
+        posed, look = _posed(performer.split()[0], motion.split()[0], frames, start, clothes_seed)
+        source = _source_camera(posed, width, height)
+        clip = _render(posed, look, source)
+        video = Views(clip.frames, clip.masks, source, SAMPLE_FPS)
+        depth = Views(clip.depth[:, :, None], clip.masks, source, SAMPLE_FPS)
+        if rig is None:
+            return io.NodeOutput(video, depth, video)
+        truth = _render(posed, look, rig)
+        return io.NodeOutput(video, depth, Views(truth.frames, truth.masks, rig, SAMPLE_FPS))
+
+
+def _unseen_first(names: tuple[str, ...], part: int) -> list[str]:
+    """The test split first, marked; then the rest."""
+    unseen = performer.SPLITS["test"][part]
+    return [f"{n} (unseen)" for n in unseen] + [n for n in names if n not in unseen]
+
+
+def _posed(character: str, motion: str, frames: int, start: float, seed: int):
+    look = performer.draw_appearance(seed)
+    times = start + torch.arange(frames) / SAMPLE_FPS
+    return performer.pose_performer(character, motion, times, look), look
+
+
+def _source_camera(posed, width: int, height: int) -> Rig:
+    """A camera in front that holds the whole clip."""
+    half = posed.vertices.abs().amax((0, 1))
+    fov = np.deg2rad(SAMPLE_FOV)
+    distance = framing_distance(float(half[[0, 2]].norm()), float(half[1]), fov, width, height)
+    return orbit_rig(torch.zeros(1), torch.zeros(1), distance, fov, width, height)
+
+
+def _render(posed, look, rig: Rig) -> performer.RenderedClip:
+    bar = run.progress(len(rig) * len(posed.vertices))
+    return performer.render_performer(posed, look, rig, on_step=bar)
+
+
+class VideoToViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundVideoToViews",
+            display_name="Video to Views",
+            category=CATEGORY,
+            description="Turns your clip (VIDEO, or IMAGE frames) and, if you have one, its mask "
+            "into a one-view VIEWS, at a size and length that video models take.",
+            inputs=[
+                io.Video.Input("video", optional=True, tooltip="Your clip."),
+                io.Image.Input("images", optional=True,
+                               tooltip="Or the clip as frames; used when no video is connected."),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="The performer in white, one mask a frame."),
+                io.Int.Input("width", default=0, min=0, max=4096, step=16,
+                             tooltip="New width in pixels; 0 keeps the clip's. The picture is "
+                             "scaled and its middle cut out, never stretched."),
+                io.Int.Input("height", default=0, min=0, max=4096, step=16,
+                             tooltip="New height in pixels; 0 keeps the clip's."),
+                io.Int.Input("start_frame", default=0, min=0, max=100_000,
+                             tooltip="First frame to use."),
+                io.Int.Input("max_frames", default=49, min=1, max=1001, step=4,
+                             tooltip="How many frames to use at most; fewer need less time."),
+                io.Int.Input("every_nth", default=1, min=1, max=16,
+                             tooltip="Use every n-th frame: 60 frames a second want 3 or 4."),
+                io.Float.Input("fps", default=16.0, min=1.0, max=240.0, step=0.5,
+                               tooltip="Frames a second of IMAGE frames; a VIDEO knows its own."),
+            ],
+            outputs=[
+                VIEWS.Output(display_name="views", tooltip="The clip as one view."),
+                io.String.Output(display_name="note", tooltip="What was changed to fit."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, width, height, start_frame, max_frames, every_nth, fps,
+        video=None, images=None, mask=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if video is not None:
+            components = video.get_components()
+            images, fps = components.images, float(components.frame_rate)
+        if images is None:
+            raise ValueError("Connect 'video' or 'images': Video to Views has no clip to work on.")
+        total = len(images)
+        if start_frame >= total:
+            raise ValueError(
+                f"start_frame is {start_frame}, but the clip has only {total} frames: lower it."
+            )
+        images = images[start_frame::every_nth][:max_frames]
+        H, W = images.shape[1:3]
+        count, width, height, note = snapped(len(images), width or W, height or H)
+        frames = resize_frames(image_to_frames(images[:count]).float(), width, height)
+        masks = None
+        if mask is not None:
+            masks = _fit_mask(mask, total, start_frame, every_nth, count, (W, H), (width, height))
+        run.say(cls, note)
+        return io.NodeOutput(Views(frames[None], masks, None, fps / every_nth), note)
+
+
+def _fit_mask(mask, total, start, step, count, old, new) -> Tensor:
+    """The mask of the chosen frames at the new size, [1, F, H, W]."""
+    if mask.ndim == 2:
+        mask = mask[None]
+    if len(mask) not in (1, total):
+        raise ValueError(
+            f"The mask has {len(mask)} frames but the clip has {total}: give one mask a frame, or "
+            "a single one for all."
+        )
+    if tuple(mask.shape[2:0:-1]) != old:
+        raise ValueError(
+            f"The mask is {mask.shape[2]}x{mask.shape[1]} but the clip is {old[0]}x{old[1]}: "
+            "make the mask from the same frames."
+        )
+    mask = mask.expand(total, -1, -1) if len(mask) == 1 else mask
+    chosen = mask[start::step][:count, None].float()
+    return resize_frames(chosen, *new)[:, 0].clamp(0, 1)[None]
+
+
+class ImagesToViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundImagesToViews",
+            display_name="Images to Views",
+            category=CATEGORY,
+            description="Puts an IMAGE batch that holds several views (all frames of the first "
+            "view, then all of the second, ...) back into VIEWS.",
+            inputs=[
+                io.Image.Input("images", tooltip="V x F pictures, view after view."),
+                io.Int.Input("views", default=8, min=1, max=64,
+                             tooltip="How many views the batch holds; ignored with a rig."),
+                io.Float.Input("fps", default=16.0, min=1.0, max=240.0, step=0.5,
+                               tooltip="Frames a second."),
+                RIG.Input("rig", optional=True, tooltip="The cameras of the views."),
+                io.Mask.Input("mask", optional=True, tooltip="V x F masks, in the same order."),
+            ],
+            outputs=[VIEWS.Output(display_name="views", tooltip="The views.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, images, views, fps, rig=None, mask=None) -> io.NodeOutput:
+        V = len(rig) if rig is not None else views
+        if len(images) % V:
+            raise ValueError(
+                f"{len(images)} images can't be shared evenly by {V} views: set 'views' to a "
+                "number that divides them, or connect all frames of every view."
+            )
+        frames = rearrange(image_to_frames(images), "(v f) c h w -> v f c h w", v=V)
+        if mask is not None and len(mask) != len(images):
+            raise ValueError(f"There are {len(images)} images but {len(mask)} masks: give as many.")
+        masks = rearrange(mask, "(v f) h w -> v f h w", v=V) if mask is not None else None
+        if rig is not None:
+            rig = rig.resized(frames.shape[-1], frames.shape[-2])
+        return io.NodeOutput(Views(frames, masks, rig, fps))
+
+
+def pick_view(views: Views, view: int) -> int:
+    """A view number from a widget, checked."""
+    if not -1 <= view < len(views):
+        raise ValueError(
+            f"'view' is {view}, but there are {len(views)} views: use 0 to {len(views) - 1}, "
+            "or -1 for all."
+        )
+    return view
+
+
+class ViewsToImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundViewsToImages",
+            display_name="Views to Images",
+            category=CATEGORY,
+            description="Gives one view, or all of them one after another, as an IMAGE batch for "
+            "any other node.",
+            inputs=[
+                VIEWS.Input("views", tooltip="Views of any kind; depth becomes near = bright."),
+                io.Int.Input("view", default=-1, min=-1, max=63,
+                             tooltip="Which view, from 0; -1 = all, view after view."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="F pictures, or V x F."),
+                io.Mask.Output(display_name="masks", tooltip="Their masks; all white when there are none."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, views: Views, view: int) -> io.NodeOutput:
+        view = pick_view(views, view)
+        chosen = slice(None) if view == -1 else slice(view, view + 1)
+        frames = rearrange(as_pictures(views)[chosen], "v f c h w -> (v f) c h w")
+        masks = views.masks if views.masks is not None else torch.ones_like(views.frames[:, :, 0])
+        masks = rearrange(masks[chosen].float(), "v f h w -> (v f) h w")
+        return io.NodeOutput(frames_to_image(frames), masks)
+
+
+class ViewsToVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundViewsToVideo",
+            display_name="Views to Video",
+            category=CATEGORY,
+            description="Gives one view, or all of them side by side in a labelled grid, as VIDEO.",
+            inputs=[
+                VIEWS.Input("views", tooltip="Views of any kind."),
+                io.Int.Input("view", default=-1, min=-1, max=63,
+                             tooltip="Which view, from 0; -1 = a grid of all."),
+            ],
+            outputs=[io.Video.Output(display_name="video", tooltip="The view or the grid.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, views: Views, view: int) -> io.NodeOutput:
+        view = pick_view(views, view)
+        frames = grid_video(views) if view == -1 else as_pictures(views)[view]
+        rate = Fraction(views.fps).limit_denominator(1001)
+        return io.NodeOutput(
+            InputImpl.VideoFromComponents(
+                Types.VideoComponents(images=frames_to_image(frames), frame_rate=rate)
+            )
+        )
+
+
+def encode_views(
+    vae, frames: Tensor, on_step=None
+) -> Tensor:  # [V, F, 3, H, W] -> [V, 16, T, h, w]
+    """Every view through the VAE as a video of its own (a plain VAE Encode would join them)."""
+    if vae.latent_dim != 3:
+        raise ValueError(
+            "'vae' is one for still pictures; views need a video VAE such as Wan's "
+            "(turnaround_tiny_vae or wan_2.1_vae)."
+        )
+    latents = []
+    for v, view in enumerate(frames):
+        latents.append(vae.encode(frames_to_image(view)))
+        if on_step:
+            on_step(v + 1, len(frames))
+    return torch.cat(latents)
+
+
+def decode_views(vae, samples: Tensor, on_step=None) -> Tensor:  # -> [V, F, 3, H, W]
+    """Every view through the VAE; a plain VAE Decode would flatten views into frames."""
+    views = []
+    for v in range(len(samples)):
+        images = vae.decode(samples[v : v + 1])  # [1, F, H, W, 3]
+        views.append(images.reshape(-1, *images.shape[-3:]).movedim(-1, 1))
+        if on_step:
+            on_step(v + 1, len(samples), views[-1][len(views[-1]) // 2])
+    return torch.stack(views)
+
+
+class EncodeViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundEncodeViews",
+            display_name="Encode Views",
+            category=CATEGORY,
+            description="Encodes every view as a video of its own and keeps the view count: the "
+            "latent's batch is the views.",
+            inputs=[
+                VIEWS.Input("views", tooltip="Colour views."),
+                io.Vae.Input("vae", tooltip="A video VAE (Wan 2.1 or Turnaround-Tiny)."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="One batch item a view."),
+                io.String.Output(display_name="note", tooltip="What was changed to fit."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, views: Views, vae) -> io.NodeOutput:
+        frames = as_pictures(views)
+        count, H, W = frames.shape[1], *frames.shape[-2:]
+        new_count, width, height, note = snapped(count, W, H)
+        frames = frames[:, :new_count]
+        if (width, height) != (W, H):
+            frames = torch.stack([resize_frames(f, width, height) for f in frames])
+        run.say(cls, note)
+        samples = encode_views(vae, frames, run.progress(len(frames)))
+        return io.NodeOutput({"samples": samples, "turnaround_views": len(samples)}, note)
+
+
+class DecodeViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundDecodeViews",
+            display_name="Decode Views",
+            category=CATEGORY,
+            description="Decodes every view as a video of its own. Use it instead of VAE Decode, "
+            "which would run the views together into one long clip.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="One batch item a view, from a sampler."),
+                io.Vae.Input("vae", tooltip="The VAE of the model that made the latent."),
+                io.Float.Input("fps", default=16.0, min=1.0, max=240.0, step=0.5,
+                               tooltip="Frames a second of the result."),
+                RIG.Input("rig", optional=True, tooltip="The cameras of the views."),
+            ],
+            outputs=[VIEWS.Output(display_name="views", tooltip="The decoded views.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latent, vae, fps, rig=None) -> io.NodeOutput:
+        samples = latent["samples"]
+        if samples.ndim != 5:
+            raise ValueError(
+                f"'latent' holds pictures (shape {list(samples.shape)}), not videos: connect the "
+                "latent of a video sampler."
+            )
+        if rig is not None and len(rig) != len(samples):
+            raise ValueError(
+                f"The rig has {len(rig)} cameras but the latent {len(samples)} views: connect the "
+                "rig that the conditions were rendered with."
+            )
+        frames = decode_views(vae, samples, run.progress(len(samples)))
+        if rig is not None:
+            rig = rig.resized(frames.shape[-1], frames.shape[-2])
+        return io.NodeOutput(Views(frames, None, rig, fps))
+
+
+class PreviewViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundPreviewViews",
+            display_name="Preview Views",
+            category=CATEGORY,
+            description="Shows all views playing side by side, and gives a contact sheet: one row "
+            "a view, time from left to right.",
+            inputs=[
+                VIEWS.Input("views", tooltip="Views of any kind."),
+                io.Int.Input("moments", default=5, min=1, max=20,
+                             tooltip="Columns of the contact sheet."),
+            ],
+            outputs=[io.Image.Output(display_name="contact_sheet", tooltip="One row a view.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, views: Views, moments: int) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            "turnaround_preview", folder_paths.get_temp_directory()
+        )
+        file = f"{name}_{counter:05}_.mp4"
+        write_mp4(Path(folder) / file, grid_video(views), views.fps)
+        sheet = contact_sheet(views, moments)
+        return io.NodeOutput(
+            frames_to_image(sheet[None]),
+            ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)]),
+        )
+
+
+class SaveViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundSaveViews",
+            display_name="Save Views",
+            category="Turnaround/9 save",
+            description="Saves one mp4 a view and one of all views in a labelled grid into "
+            "ComfyUI's output folder.",
+            inputs=[
+                VIEWS.Input("views", tooltip="The views to keep."),
+                io.String.Input("filename_prefix", default="turnaround/performer",
+                                tooltip="Folder and name below ComfyUI's output folder."),
+                io.Int.Input("quality", default=18, min=0, max=51,
+                             tooltip="H.264 CRF: 0 = lossless and large, 18 = looks the same, "
+                             "30 = small."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, views: Views, filename_prefix: str, quality: int) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        bar = run.progress(len(views) + 1)
+        stem = f"{name}_{counter:05}_"
+        for v, (label, frames) in enumerate(
+            zip(view_labels(views), as_pictures(views), strict=True)
+        ):
+            safe = "".join(c for c in label if c.isalnum() or c in "-_")
+            write_mp4(Path(folder) / f"{stem}view{v:02}_{safe}.mp4", frames, views.fps, quality)
+            bar(v + 1, len(views) + 1)
+        file = f"{stem}grid.mp4"
+        write_mp4(Path(folder) / file, grid_video(views), views.fps, quality)
+        bar(len(views) + 1, len(views) + 1)
+        return io.NodeOutput(
+            ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)])
+        )
+
+
+NODES: list[type[io.ComfyNode]] = [
+    SamplePerformer,
+    VideoToViews,
+    ImagesToViews,
+    ViewsToImages,
+    ViewsToVideo,
+    EncodeViews,
+    DecodeViews,
+    PreviewViews,
+    SaveViews,
+]
