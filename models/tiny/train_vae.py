@@ -121,7 +121,7 @@ class PictureSource:
         self.rng = np.random.default_rng(seed)
 
     def _crop(self) -> np.ndarray:  # [F, size, size, 3]
-        if self.scenes is None or not len(self.scenes) or self.rng.random() < 0.25:
+        if self.scenes is None or not len(self.scenes) or self.rng.random() < 0.1:
             # A moving window over one picture makes a clip with exact motion.
             picture = procedural_picture(self.rng, self.size + 2 * self.frames)
             y, x = self.frames * (1 - (step := self.rng.integers(-1, 2, 2)))
