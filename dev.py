@@ -386,6 +386,8 @@ def serve() -> None:
 
 
 def main() -> None:
+    # A terminated run must take its ComfyUI with it, through the context managers above.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("demo", "test", "serve"))
     parser.add_argument("arguments", nargs="*", help="given on to pytest")

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..view_sync import ViewSync
 from .layout import dit_to_native
-from .scenes import load_scene
-from .train_vae import build_vae
+from .scenes import KINDS, load_scene
+from .train_vae import build_vae, use_single_frame_convolutions
 
 log = logging.getLogger(__name__)
 
@@ -72,60 +73,89 @@ def wan_rope(
     return pe.float()[None, :, None]
 
 
-def add_sync(dit: torch.nn.Module, sync: ViewSync, grid: tuple[int, int, int], views: int) -> list:
-    """Run the sync layers after their blocks, as nodes/patch.py does in ComfyUI."""
-    pe = wan_rope(grid)
+def add_sync(dit: torch.nn.Module, sync: ViewSync) -> dict:
+    """Run the sync layers after their blocks, as nodes/patch.py does in ComfyUI.
 
-    def hook(layer, _block, inputs, output):
-        return layer(output, inputs[2], pe, views, grid)
+    Gives a dict that must hold `views` and `grid` at every run.
+    """
+    state: dict = {}
 
-    return [
-        dit.blocks[int(index)].register_forward_hook(lambda *a, layer=layer: hook(layer, *a))
-        for index, layer in sync.blocks.items()
-    ]
+    def hook(layer):
+        def run(_block, inputs, output):
+            grid = state["grid"]
+            return layer(output, inputs[2], wan_rope(grid), state["views"], grid)
+
+        return run
+
+    for index, layer in sync.blocks.items():
+        dit.blocks[int(index)].register_forward_hook(hook(layer))
+    return state
 
 
 @torch.no_grad()
-def encode_scenes(folder: Path, vae_weights: Path, seconds: float) -> None:
-    """Encode every rendered scene that has no latents yet, until the time is over."""
+def encode_scenes(folder: Path, vae_weights: Path, seconds: float, stills: int) -> None:
+    """Encode rendered scenes that have no latents yet, until the time is over.
+
+    `stills` > 0 encodes that many single frames of a scene instead of its clip: a hundredth of the
+    work, and most of what there is to learn about completing a view.
+    """
     vae = build_vae().eval()
     vae.load_state_dict(load_file(vae_weights))
+    use_single_frame_convolutions()
     stop = time.monotonic() + seconds
     for path in sorted(folder.glob("*.npz")):
-        target = path.with_suffix(".latents")
+        target = path.with_suffix(".stills" if stills else ".latents")
         if target.exists():
             continue
         scene = load_scene(path)
         latents = {}
-        for name in ("frames", "partial", "normals"):
-            clip = torch.from_numpy(getattr(scene, name)).permute(0, 4, 1, 2, 3).float()
-            latents[name] = torch.cat(
-                [vae.encode(c[None] / 127.5 - 1).latent_dist.mode() for c in clip]
-            ).half()
-        save_file(latents, target.with_suffix(".tmp"))
-        target.with_suffix(".tmp").rename(target)
+        for name in KINDS:
+            clips = torch.from_numpy(getattr(scene, name)).permute(0, 4, 1, 2, 3) / 127.5 - 1
+            if stills:
+                chosen = torch.linspace(0, clips.shape[2] - 1, stills).round().long()
+                pictures = rearrange(clips[:, :, chosen], "v c s h w -> (v s) c 1 h w")
+                z = vae.quant_conv(vae.encoder(pictures))[:, :16]
+                latents[name] = rearrange(z, "(v s) c 1 h w -> v c s h w", s=stills).half()
+            else:
+                latents[name] = torch.cat(
+                    [vae.encode(c[None]).latent_dist.mode() for c in clips]
+                ).half()
+        partial = target.with_suffix(".tmp")
+        save_file({k: v.contiguous() for k, v in latents.items()}, partial)
+        partial.rename(target)
         if time.monotonic() > stop:
             return
 
 
 class LatentFolder:
-    """Encoded scenes, all in memory (about 0.5 MB each); new ones are noticed."""
+    """Encoded scenes, all in memory (about half a megabyte each); new ones are noticed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.scenes = folder, {}
+        self.folder, self.clips, self.stills = folder, {}, {}
         self.refresh()
 
     def refresh(self) -> None:
-        for path in self.folder.glob("*.latents"):
-            if path not in self.scenes:
-                self.scenes[path] = load_file(path)
+        for pattern, scenes in (("*.latents", self.clips), ("*.stills", self.stills)):
+            for path in self.folder.glob(pattern):
+                if path not in scenes:
+                    scenes[path] = load_file(path)
 
-    def sample(self, rng: np.random.Generator, views: int) -> tuple[Tensor, Tensor]:
+    def sample(
+        self,
+        rng: np.random.Generator,
+        views: int,
+        still_share: float,
+    ) -> tuple[Tensor, Tensor]:
         """Clean latents [v, 16, T, h, w] and conditions [v, 32, T, h, w]; view 0 is the source."""
-        scene = list(self.scenes.values())[rng.integers(len(self.scenes))]
+        still = bool(self.stills) and (not self.clips or rng.random() < still_share)
+        scenes = list((self.stills if still else self.clips).values())
+        scene = scenes[rng.integers(len(scenes))]
         V = len(scene["frames"])
         keep = [0, *(1 + rng.permutation(V - 1)[: views - 1])]
-        x, p, n = (scene[k][keep].float() for k in ("frames", "partial", "normals"))
+        x, p, n = (scene[k][keep].float() for k in KINDS)
+        if still:
+            f = rng.integers(x.shape[2])
+            x, p, n = (t[:, :, f : f + 1] for t in (x, p, n))
         return x, torch.cat([p, n], dim=1)
 
 
@@ -157,14 +187,14 @@ def train(args: argparse.Namespace) -> None:
     trained = dit
     data = LatentFolder(args.data)
     if args.sync:
-        grid = next(iter(data.scenes.values()))["frames"].shape[2:]
-        grid = (grid[0], grid[1] // 2, grid[2] // 2)
         dit.requires_grad_(False)
         trained = ViewSync(
             CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"],
-            blocks=range(0, CONFIG["num_layers"], args.sync_every),
+            blocks=range(args.sync_every - 1, CONFIG["num_layers"], args.sync_every),
         )
-        add_sync(dit, trained, grid, args.views)
+        if args.resume_sync:
+            trained.load_state_dict(load_file(args.resume_sync))
+        state = add_sync(dit, trained)
     average = {k: v.detach().clone() for k, v in trained.state_dict().items()}
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -174,9 +204,17 @@ def train(args: argparse.Namespace) -> None:
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
-        clean, conditions = data.sample(rng, args.views)
+        scenes = [data.sample(rng, args.views, args.stills)]
+        # A still is a third of a clip: take more of them, for steps of about equal work.
+        while not args.sync and scenes[0][0].shape[2] == 1 and len(scenes) < 4:
+            scenes.append(data.sample(rng, args.views, 1.0))
+        clean, conditions = (torch.cat(part) for part in zip(*scenes, strict=True))
+        V = len(clean)
+        if args.sync:
+            _, _, T, h, w = clean.shape
+            state.update(views=V, grid=(T, h // 2, w // 2))
         # Views that are synchronised share one noise level, as they do when sampling.
-        sigma = draw_sigma(rng, 1).expand(args.views) if args.sync else draw_sigma(rng, args.views)
+        sigma = draw_sigma(rng, 1).expand(V) if args.sync else draw_sigma(rng, V)
         loss = flow_loss(dit, clean, conditions, sigma)
         optimizer.zero_grad()
         loss.backward()
@@ -195,7 +233,7 @@ def train(args: argparse.Namespace) -> None:
                 step,
                 100 * done,
                 sum(recent) / len(recent),
-                len(data.scenes),
+                len(data.clips),
             )
             save_file(average, args.out)
     save_file(average, args.out)
@@ -208,6 +246,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="weights (diffusers keys, or sync keys)")
     parser.add_argument("--resume", type=Path, help="DiT weights to go on from, or to synchronise")
     parser.add_argument("--encode", type=Path, help="only encode the scenes, with this VAE")
+    parser.add_argument("--still-frames", type=int, default=0, help="with --encode: single frames")
+    parser.add_argument("--stills", type=float, default=0.5, help="share of steps on single frames")
+    parser.add_argument("--resume-sync", type=Path, help="sync weights to go on from")
     parser.add_argument("--sync", action="store_true", help="train only the sync layers")
     parser.add_argument("--sync-every", type=int, default=2, help="a sync layer every n blocks")
     parser.add_argument("--minutes", type=float, default=60)
@@ -220,7 +261,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.encode:
         torch.set_num_threads(args.threads)
-        encode_scenes(args.data, args.encode, 60 * args.minutes)
+        encode_scenes(args.data, args.encode, 60 * args.minutes, args.still_frames)
     elif args.export:
         weights = load_file(args.out)
         native = weights if args.sync else dit_to_native(weights)

@@ -53,12 +53,32 @@ def initialise(vae: torch.nn.Module) -> None:
     for name, module in vae.named_modules():
         if not isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
             continue
-        fan_in = module.weight[0, :, -1].numel() if module.weight.ndim == 5 else None
-        std = (fan_in or module.weight[0].numel()) ** -0.5
-        module.weight.zero_()
-        tap = module.weight[:, :, -1] if module.weight.ndim == 5 else module.weight
-        tap.normal_(0, std * (0.2 if name.endswith(".conv2") or name.endswith(".proj") else 1))
         module.bias.normal_(0, 0.05)  # mid grey is 0: a zero vector has no direction to normalise
+        weight = module.weight
+        fan_in = weight[0, :, -1].numel() if weight.ndim == 5 else weight[0].numel()
+        weight.zero_()
+        tap = weight[:, :, -1] if weight.ndim == 5 else weight
+        quiet = 0.2 if name.endswith((".conv2", ".proj")) else 1.0
+        tap.normal_(0, quiet * fan_in**-0.5)
+    for name, module in vae.named_modules():
+        if name.endswith("time_conv"):
+            start_as_copy(module)
+
+
+def start_as_copy(time_conv: torch.nn.Module) -> None:
+    """Let a temporal resampling begin as the mean of two frames, or as repeating one.
+
+    Single-frame training never reaches these convolutions; anything but a copy would scramble the
+    channels that it has learned.
+    """
+    out_channels, in_channels = time_conv.weight.shape[:2]
+    eye = torch.eye(in_channels).repeat(out_channels // in_channels, 1)[:, :, None, None]
+    time_conv.weight.zero_()
+    time_conv.bias.zero_()
+    if out_channels == in_channels:  # downsampling
+        time_conv.weight[:, :, 1] = time_conv.weight[:, :, 2] = eye / 2
+    else:
+        time_conv.weight[:, :, 2] = eye
 
 
 def use_single_frame_convolutions() -> None:

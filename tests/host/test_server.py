@@ -1,0 +1,126 @@
+"""The pack inside a running ComfyUI: nodes, log, templates, workflows from queue to files."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+PACK = "ComfyUI-Turnaround"
+NODE_ID = re.compile(r'node_id="(Turnaround\w+)"')
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def our_node_ids() -> list[str]:
+    return [
+        i for f in sorted((ROOT / "nodes").glob("*.py")) for i in NODE_ID.findall(f.read_text())
+    ]
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    return server.get("/object_info")
+
+
+def test_every_node_is_listed(object_info):
+    ids = our_node_ids()
+    assert len(ids) >= 20
+    assert not [i for i in ids if i not in object_info]
+
+
+def test_pack_loads_without_failure_in_under_half_a_second(server):
+    line = next(x for x in server.log_text().splitlines() if "seconds" in x and PACK in x)
+    assert "IMPORT FAILED" not in line
+    assert float(line.split()[0]) < 0.5
+
+
+def test_embedded_weights_are_listed_by_the_native_loaders(object_info):
+    unets = object_info["UNETLoader"]["input"]["required"]["unet_name"][0]
+    vaes = object_info["VAELoader"]["input"]["required"]["vae_name"][0]
+    assert "turnaround_tiny_dit.safetensors" in unets
+    assert "turnaround_tiny_vae.safetensors" in vaes
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_template_and_thumbnail_are_served(server, path):
+    assert path.stem in server.get("/workflow_templates")[PACK]
+    base = f"{server.url}/api/workflow_templates/{PACK}/{path.stem}"
+    with urllib.request.urlopen(base + ".jpg", timeout=10) as picture:
+        assert picture.read(2) == b"\xff\xd8"  # the JPEG mark
+    with urllib.request.urlopen(base + ".json", timeout=10) as served:
+        assert json.load(served) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_fits_the_running_schema(object_info, path):
+    workflow = json.loads(path.read_text())
+    assert workflow["groups"] and any(n["type"] == "MarkdownNote" for n in workflow["nodes"])
+    nodes = {n["id"]: n for n in workflow["nodes"]}
+    for node in workflow["nodes"]:
+        assert node["widgets_values"] == list(node["widgets_values_named"].values())
+        if node["type"] == "MarkdownNote":
+            continue
+        sockets = object_info[node["type"]]["input"]
+        specs = {**sockets.get("required", {}), **sockets.get("optional", {})}
+        widgets = [
+            name for name, s in specs.items() if isinstance(s[0], list) or s[0] in WIDGET_TYPES
+        ]
+        named = [k for k in node["widgets_values_named"] if k != "control_after_generate"]
+        assert named == widgets, node["type"]
+        for name in named:
+            if isinstance(specs[name][0], list):
+                assert node["widgets_values_named"][name] in specs[name][0], (node["type"], name)
+    for _, source, slot, target, socket, kind in workflow["links"]:
+        assert object_info[nodes[source]["type"]]["output"][slot] == kind
+        entry = nodes[target]["inputs"][socket]
+        sockets = object_info[nodes[target]["type"]]["input"]
+        spec = {**sockets.get("required", {}), **sockets.get("optional", {})}[entry["name"]]
+        assert spec[0] == kind == entry["type"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_runs_to_its_files(server, dev, object_info, path):
+    prompt = dev.api_graph(json.loads(path.read_text()), object_info)
+    entry = server.wait(server.queue(prompt), seconds=900)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    files = [
+        server.base / f["type"] / f["subfolder"] / f["filename"]
+        for output in entry["outputs"].values()
+        for f in output.get("images", [])
+    ]
+    assert any(f.suffix == ".mp4" and f.parts[-3] == "output" for f in files)
+    assert all(f.stat().st_size > 1000 for f in files)
+
+
+def test_bad_input_is_one_sentence_and_the_server_lives_on(server):
+    """Depth that is far too near for the performer's size: the creator picked the wrong meaning."""
+    prompt = {
+        "1": {
+            "class_type": "TurnaroundSamplePerformer",
+            "inputs": {
+                "performer": "kira (unseen)", "motion": "dance_a (unseen)", "frames": 1,
+                "width": 64, "height": 64, "start": 0.0, "clothes_seed": 1,
+            },
+        },
+        "2": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0x808080},
+        },
+        "3": {
+            "class_type": "TurnaroundPerformerGeometry",
+            "inputs": {
+                "video": ["1", 0], "depth": ["2", 0], "depth_convention": "metres", "fov": 40.0,
+                "performer_height": 1.7, "erosion": 1,
+            },
+        },
+        "4": {"class_type": "TurnaroundPreviewViews", "inputs": {"views": ["3", 1], "moments": 1}},
+    }  # fmt: skip
+    entry = server.wait(server.queue(prompt), seconds=120)
+    assert entry["status"]["status_str"] == "error"
+    kind, error = entry["status"]["messages"][-1]
+    assert kind == "execution_error"
+    assert "choose another depth convention" in error["exception_message"]
+    assert server.get("/system_stats")
