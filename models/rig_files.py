@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tomllib
 import xml.etree.ElementTree as ElementTree
 
-import tomllib
 import torch
 from torch import Tensor
 

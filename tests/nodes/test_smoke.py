@@ -10,7 +10,7 @@ def test_node_explains_itself(node):
     assert schema.node_id.startswith("Turnaround")
     assert schema.category.startswith("Turnaround/") and schema.category[11].isdigit()
     assert len(schema.description) > 30
-    for part in (*schema.inputs, *schema.outputs):
+    for part in (*(schema.inputs or []), *(schema.outputs or [])):
         assert part.tooltip, f"{schema.node_id}: {part.id or part.display_name} has no tooltip"
 
 
