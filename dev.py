@@ -129,8 +129,6 @@ def ensure_venv(host: Path) -> None:
 
 def setup() -> Path:
     """Everything that must be there; returns the ComfyUI tree."""
-    if sys.version_info < (3, 11):
-        raise SystemExit(f"Turnaround's tools need Python 3.11 or newer; this is {sys.version}.")
     host = ensure_host()
     ensure_venv(host)
     return host
@@ -221,7 +219,7 @@ def running_host(tree: Path, timeout: float = 180) -> Iterator[Host]:
     log = base / "server.log"
     command = [
         str(venv_python()), str(tree / "main.py"), "--base-directory", str(base), "--port",
-        str(port), "--preview-method", "auto", "--disable-auto-launch", "--database-url",
+        str(port), "--disable-auto-launch", "--database-url",
         f"sqlite:///{base / 'user' / 'comfyui.db'}", *([] if has_cuda() else ["--cpu"]),
     ]  # fmt: skip
     with log.open("w", encoding="utf-8") as out:

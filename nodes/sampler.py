@@ -6,6 +6,7 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import node_helpers
+import numpy as np
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -177,21 +178,32 @@ def check_channels(model, positive, samples: Tensor) -> None:
         )
 
 
-def grid_previewer(model, steps: int, labels: list[str]):
-    """A sampler callback that shows every view in a grid."""
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    if previewer is None:
-        # --preview-method none: the graph asked for no pictures, so only the bar moves.
-        return latent_preview.prepare_callback(model, steps)
+def latent_previewer(model):
+    """ComfyUI's previewer; its quick colour map where previews are off in its settings.
+
+    Seeing all views take shape is what this sampler is for, and the map costs next to nothing.
+    """
+    latent_format = model.model.latent_format
+    previewer = latent_preview.get_previewer(model.load_device, latent_format)
+    if previewer is not None or latent_format.latent_rgb_factors is None:
+        return previewer
+    return latent_preview.Latent2RGBPreviewer(
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    )
+
+
+def grid_callback(model, steps: int, labels: list[str]):
+    """A sampler callback that moves the bar and shows every view in a grid."""
+    previewer = latent_previewer(model)
     bar = run.progress(steps)
 
     def callback(step, x0, x, total_steps):
-        middle = x0.shape[2] // 2
-        tiles = [
-            latent_preview_picture(previewer, x0[v : v + 1, :, middle : middle + 1])
-            for v in range(len(x0))
-        ]
-        bar(step + 1, total_steps, grid_picture(label_pictures(torch.stack(tiles), labels)))
+        picture = None
+        if previewer is not None:
+            middle = x0[:, :, x0.shape[2] // 2].unsqueeze(2)
+            tiles = [preview_tile(previewer, view[None]) for view in middle]
+            picture = grid_picture(label_pictures(torch.stack(tiles), labels))
+        bar(step + 1, total_steps, picture)
 
     return callback
 
@@ -199,18 +211,12 @@ def grid_previewer(model, steps: int, labels: list[str]):
 TILE_HEIGHT = 128
 
 
-def latent_preview_picture(previewer, latent: Tensor) -> Tensor:  # [3, h, w] 0..1
-    """ComfyUI's own latent preview of one view, enlarged."""
-    pixels = torch.from_numpy(_pixels(previewer.decode_latent_to_preview(latent)))
-    picture = pixels.float().movedim(-1, 0) / 255
+def preview_tile(previewer, latent: Tensor) -> Tensor:  # [3, h, w] 0..1
+    """ComfyUI's own latent preview of one view [1, C, 1, h, w], enlarged."""
+    image = previewer.decode_latent_to_preview(latent).convert("RGB")
+    picture = torch.from_numpy(np.array(image)).float().movedim(-1, 0) / 255
     width = max(1, round(TILE_HEIGHT * picture.shape[2] / picture.shape[1]))
     return resize_frames(picture[None], width, TILE_HEIGHT)[0]
-
-
-def _pixels(image):
-    import numpy as np
-
-    return np.array(image.convert("RGB"))
 
 
 class MultiViewSampler(io.ComfyNode):
@@ -271,7 +277,7 @@ class MultiViewSampler(io.ComfyNode):
         result = comfy.sample.sample(
             model, noise, steps, cfg, sampler_name, scheduler, positive, negative, samples,
             denoise=denoise, noise_mask=latent.get("noise_mask"), seed=seed,
-            callback=grid_previewer(model, steps, labels),
+            callback=grid_callback(model, steps, labels),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         )  # fmt: skip
         return io.NodeOutput({**latent, "samples": result})
