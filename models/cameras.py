@@ -82,11 +82,14 @@ class Rig:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """A name for every view: its own, or its azimuth in degrees."""
+        """A name for every view: its own, or its azimuth (and elevation, if they differ)."""
         if self.names:
             return self.names
-        degrees = [round(math.degrees(a)) % 360 for a in self.azimuths.tolist()]
-        return tuple(f"{d}°" for d in degrees)
+        around = [round(math.degrees(a)) % 360 for a in self.azimuths.tolist()]
+        above = [round(math.degrees(e)) for e in self.elevations.tolist()]
+        if len(set(above)) == 1:
+            return tuple(f"{a}°" for a in around)
+        return tuple(f"{a}° {e:+d}°" for a, e in zip(around, above, strict=True))
 
     def select(self, indices: list[int]) -> Rig:
         """The rig of some of the views, in the given order."""
@@ -99,6 +102,12 @@ class Rig:
         """The same cameras with pictures of another size (the whole picture is scaled)."""
         scale = self.K.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self, K=self.K * scale[:, None], width=width, height=height)
+
+    def filled(self, width: int, height: int) -> Rig:
+        """The same cameras with pictures scaled to fill another size, their middle cut out."""
+        old, new = (self.width, self.height), (width, height)
+        K = torch.stack([fill_intrinsics(K, old, new) for K in self.K])
+        return replace(self, K=K, width=width, height=height)
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         return [self.K, self.T_camera_world]
@@ -123,6 +132,24 @@ def intrinsics(
     return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
+def fill_intrinsics(
+    K: Tensor,  # [3, 3]
+    size: tuple[int, int],  # width, height
+    new_size: tuple[int, int],
+) -> Tensor:  # [3, 3]
+    """K of a picture that is scaled to fill a new size and whose middle is cut out.
+
+    The rounding is that of `views.resize_frames`, so a clip and its camera stay together.
+    """
+    (w, h), (width, height) = size, new_size
+    scale = max(width / w, height / h)
+    scaled_w, scaled_h = max(width, round(w * scale)), max(height, round(h * scale))
+    K = K * K.new_tensor([scaled_w / w, scaled_h / h, 1.0])[:, None]
+    K[0, 2] -= (scaled_w - width) // 2
+    K[1, 2] -= (scaled_h - height) // 2
+    return K
+
+
 def look_at(
     eyes: Tensor,  # [V, 3] world
     target: Tensor,  # [3] world
@@ -132,9 +159,9 @@ def look_at(
         raise ValueError("A camera stands on its target, so it has no direction: move it away.")
     forward = F.normalize(target - eyes, dim=1)
     down = torch.tensor([0.0, 1.0, 0.0]).expand_as(forward)
-    # Straight up or down there is no horizon to hold: keep +z (or -z) on top instead.
-    vertical = forward[:, 1:2].abs() > 1 - 1e-6
-    down = torch.where(vertical, torch.tensor([0.0, 0.0, 1.0]) * forward[:, 1:2].sign(), down)
+    # Straight up or down there is no horizon to hold: keep +x on the right, as azimuth 0 has it.
+    vertical = forward[:, [0, 2]].norm(dim=1, keepdim=True) < 1e-6
+    down = torch.where(vertical, torch.tensor([0.0, 0.0, -1.0]) * forward[:, 1:2].sign(), down)
     right = F.normalize(torch.linalg.cross(down, forward), dim=1)
     R = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
     T = torch.eye(4).repeat(len(eyes), 1, 1)
@@ -176,6 +203,12 @@ def orbit_angles(
     """Evenly spaced angles; views are dealt to the layers from the lowest up."""
     if layers > views:
         raise ValueError(f"{layers} layers need at least {layers} views, got {views}.")
+    outermost = max(elevation, elevation + (layers - 1) * layer_step, key=abs)
+    if abs(outermost) > math.pi / 2:
+        raise ValueError(
+            f"A ring would stand at an elevation of {math.degrees(outermost):.0f} degrees, beyond "
+            "the pole: lower 'elevation', 'layers' or 'layer_step' so that it stays below 90."
+        )
     azimuths, elevations = [], []
     closed = abs(span) >= 2 * math.pi - 1e-6
     for layer in range(layers):
@@ -196,12 +229,16 @@ def framing_distance(
     fov: float,  # vertical, radians
     width: int,
     height: int,
+    elevation: float = 0.0,  # radians
 ) -> float:
     """How far a camera must stand so that an upright cylinder around the origin fits the picture."""
     tan_y = math.tan(fov / 2)
     tan_x = tan_y * width / height
+    level, steep = abs(math.cos(elevation)), abs(math.sin(elevation))
     # The near rim of the cylinder is what comes closest to the picture's border.
-    return FRAMING_MARGIN * (half_width + max(half_height / tan_y, half_width / tan_x))
+    near = half_width * level + half_height * steep
+    half_picture = half_height * level + half_width * steep
+    return FRAMING_MARGIN * (near + max(half_picture / tan_y, half_width / tan_x))
 
 
 def project(
@@ -278,6 +315,15 @@ def _xyz(vector: Tensor) -> dict[str, float]:
     return dict(zip("xyz", vector.tolist(), strict=True))
 
 
+def has_plain_lenses(rig: Rig) -> bool:
+    """Whether every camera has square pixels and its optical axis in the picture's middle."""
+    middle = rig.K.new_tensor([rig.width / 2, rig.height / 2])
+    off_centre = (rig.K[:, :2, 2] - middle).abs().amax()
+    stretch = (rig.K[:, 0, 0] / rig.K[:, 1, 1] - 1).abs().amax()
+    # Half a pixel and half a percent: below what anybody sees in a view.
+    return bool(off_centre <= 0.5 and stretch <= 0.005)
+
+
 def opencv_to_load3d(rig: Rig) -> list[dict]:
     """ComfyUI's LOAD3D_CAMERA dicts (y up, looking down -z, vertical fov in degrees), one a view."""
     cameras = []
@@ -300,48 +346,124 @@ def opencv_to_load3d(rig: Rig) -> list[dict]:
     return cameras
 
 
+def _load3d_numbers(camera: dict, part: str, keys: str, number: int) -> dict[str, float]:
+    """The named numbers of one part of a LOAD3D_CAMERA."""
+    try:
+        values = {key: float(camera[part][key]) for key in keys}
+    except (KeyError, TypeError, ValueError):
+        values = {}
+    if not values or not all(map(math.isfinite, values.values())):
+        raise ValueError(
+            f"Camera {number} of 'cameras' has no usable {part}: move the camera of its 3D viewer "
+            "once and run it again."
+        )
+    return values
+
+
+def _load3d_factor(camera: dict, key: str, default: float, number: int) -> float:
+    """A positive number of a LOAD3D_CAMERA; missing, None and 0 mean the default."""
+    given = camera.get(key) or default
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"Camera {number} of 'cameras' has the {key} {given!r}; it must be a number above 0."
+        )
+    return value
+
+
 def load3d_to_opencv(
     cameras: list[dict],
     width: int,
     height: int,
 ) -> Rig:
     """A rig of LOAD3D_CAMERA dicts; older ones without quaternion and fov look at their target."""
+    if not cameras:
+        raise ValueError("'cameras' is empty; a rig needs at least one camera: connect one.")
     K, T = [], []
     for number, camera in enumerate(cameras):
+        if not isinstance(camera, dict):
+            raise ValueError(
+                f"Camera {number} of 'cameras' is a {type(camera).__name__}, not a 3D camera: "
+                "connect the camera output of a Load 3D node."
+            )
         if camera.get("cameraType", "perspective") != "perspective":
             raise ValueError(
                 f"Camera {number} is orthographic; a rig needs perspective cameras: switch its "
                 "type in the 3D viewer."
             )
-        eye = THREE_FROM_WORLD @ torch.tensor([float(camera["position"][k]) for k in "xyz"])
-        if "quaternion" in camera:
-            axes = THREE_FROM_WORLD @ _quat_to_axes(camera["quaternion"]) @ THREE_FROM_WORLD
+        position = _load3d_numbers(camera, "position", "xyz", number)
+        eye = THREE_FROM_WORLD @ torch.tensor(list(position.values()))
+        if camera.get("quaternion") is not None:
+            quat = _load3d_numbers(camera, "quaternion", "xyzw", number)
+            if math.hypot(*quat.values()) < 1e-6:
+                raise ValueError(
+                    f"Camera {number} of 'cameras' has a quaternion of zeros, which is no "
+                    "direction: move the camera of its 3D viewer once and run it again."
+                )
+            axes = THREE_FROM_WORLD @ _quat_to_axes(quat) @ THREE_FROM_WORLD
             pose = torch.eye(4)
             pose[:3, :3] = axes.mT
             pose[:3, 3] = -axes.mT @ eye
         else:
-            target = torch.tensor([float(camera["target"][k]) for k in "xyz"])
-            pose = look_at(eye[None], THREE_FROM_WORLD @ target)[0]
-        zoom = float(camera.get("zoom") or 1)
-        fov = math.radians(float(camera.get("fov") or LOAD3D_FOV))
+            target = _load3d_numbers(camera, "target", "xyz", number)
+            pose = look_at(eye[None], THREE_FROM_WORLD @ torch.tensor(list(target.values())))[0]
+        zoom = _load3d_factor(camera, "zoom", 1.0, number)
+        fov = math.radians(_load3d_factor(camera, "fov", LOAD3D_FOV, number))
         K.append(intrinsics(2 * math.atan(math.tan(fov / 2) / zoom), width, height))
         T.append(pose)
     return Rig(torch.stack(K), torch.stack(T), width, height)
 
 
+LONE_DISTANCE = 3.2
+"""Metres before cameras whose axes don't meet (one camera, parallel ones) where the origin goes."""
+
+
 def recentred(rig: Rig) -> Rig:
     """The same cameras in the pack's world: origin where the optical axes meet, the mean camera's
     up as -y, camera 0 at azimuth 0. Distances keep their scale."""
-    axes, eyes = rig.T_camera_world[:, 2, :3].double(), rig.centers.double()
-    # The point of least squared distance to all axes; a little damping for parallel ones.
-    project_off = torch.eye(3).double() - axes[:, :, None] * axes[:, None, :]
-    normal = project_off.sum(0) + 1e-6 * torch.eye(3).double()
-    origin = torch.linalg.solve(normal, (project_off @ eyes[..., None]).sum(0)[:, 0])
-    down = F.normalize(rig.T_camera_world[:, 1, :3].double().mean(0), dim=0)
-    ahead = origin - eyes[0]
-    ahead = F.normalize(ahead - (ahead @ down) * down, dim=0)
-    R = torch.stack([torch.linalg.cross(down, ahead), down, ahead])
     T = rig.T_camera_world.double().clone()
+    axes, eyes = T[:, 2, :3], rig.centers.double()
+    origin = _meeting_point(eyes, axes)
+    down = T[:, 1, :3].mean(0)
+    if down.norm() < 0.1:  # cameras rolled against each other have no common up
+        down = T[0, 1, :3]
+    down = F.normalize(down, dim=0)
+    ahead = origin - eyes[0]
+    level = ahead - (ahead @ down) * down
+    if level.norm() < 1e-3 * ahead.norm():
+        # Camera 0 looks straight down or up: what look_at does there, read backwards.
+        level = -torch.sign(axes[0] @ down) * T[0, 1, :3]
+        level = level - (level @ down) * down
+    level = F.normalize(level, dim=0)
+    R = torch.stack([torch.linalg.cross(down, level), down, level])
     T[:, :3, 3] = (T[:, :3, :3] @ origin) + T[:, :3, 3]
     T[:, :3, :3] = T[:, :3, :3] @ R.mT
     return replace(rig, T_camera_world=T.float())
+
+
+def _meeting_point(
+    eyes: Tensor,  # [V, 3] float64
+    axes: Tensor,  # [V, 3] float64, unit
+) -> Tensor:  # [3]
+    """The point of least squared distance to all optical axes, in front of the cameras."""
+    project_off = torch.eye(3, dtype=axes.dtype) - axes[:, :, None] * axes[:, None, :]
+    normal = project_off.sum(0)
+    # Measured from the mean eye; a little damping for axes that are nearly parallel.
+    middle = eyes.mean(0)
+    offset = (project_off @ (eyes - middle)[..., None]).sum(0)[:, 0]
+    point = middle + torch.linalg.solve(normal + 1e-9 * torch.eye(3, dtype=axes.dtype), offset)
+    # The smallest eigenvalue is the mean squared sine between the axes: 1e-4 is about half a degree.
+    if torch.linalg.eigvalsh(normal)[0] < 1e-4 * len(axes):
+        along = F.normalize(axes.mean(0), dim=0)
+        # The file's own origin is the better guess of where the performer is, if they see it.
+        reach = float(-middle @ along)
+        return middle + (reach if reach > 0.1 else LONE_DISTANCE) * along
+    if ((point - eyes) * axes).sum(1).median() <= 0:
+        raise ValueError(
+            "The cameras of the rig look away from each other, so they have no common middle: "
+            "turn 'recentre' off."
+        )
+    return point

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .relief import inflate, person_scale
@@ -22,6 +23,14 @@ THICKNESS = 0.3
 WRONG_SCALE = 4.0
 """A metric depth this many times off the distance that the performer's height asks for is none."""
 
+RING = 12
+"""Pixels around the mask that count as the performer's background."""
+BEHIND = 0.02
+"""Background and performer within this share of the distance tell nothing."""
+HOLLOW = 0.2
+"""Local correlation of depth with the inflated mask: -0.25 to -0.71 on 24 bodies, mirrored when
+near and far are swapped."""
+
 
 def _robust_unit(values: Tensor, inside: Tensor) -> Tensor:
     """Values scaled so that the 2nd and 98th percentile inside the mask are 0 and 1."""
@@ -33,7 +42,13 @@ def _robust_unit(values: Tensor, inside: Tensor) -> Tensor:
         )
     order = chosen.sort().values
     low, high = order[int(0.02 * (len(order) - 1))], order[int(0.98 * (len(order) - 1))]
-    return ((values - low) / (high - low).clamp(min=1e-6)).clamp(-0.2, 1.2)
+    if not high - low > 1e-6:
+        raise ValueError(
+            f"'depth' is {float(low):.3g} all over the performer, so it has no shape: check that the "
+            "depth node ran on these frames, or disconnect 'depth' to have a relief guessed."
+        )
+    unit = ((values - low) / (high - low)).clamp(-0.2, 1.2)
+    return torch.where(values.isfinite(), unit, torch.nan)
 
 
 def depth_to_metres(
@@ -52,7 +67,10 @@ def depth_to_metres(
         metres = expected + (away - 0.5) * THICKNESS * person_height
         note = "depth is relative: its scale is a guess from the performer's height"
     else:
-        metres = 1 / depth.clamp(min=1e-6) if convention != "metres" else depth
+        metres = depth
+        if convention != "metres":
+            # Nothing, or infinitely far: not a point a million metres away.
+            metres = torch.where(depth > 0, 1 / depth.clamp(min=1e-6), 0.0)
         note = ""
         good = inside & metres.isfinite() & (depth > 0)
         if good.any():
@@ -67,16 +85,39 @@ def depth_to_metres(
     if _inside_out(metres, masks):
         note += "; " if note else ""
         note += (
-            "the depth looks inside out (the body's middle is farther away than its outline): if "
-            "the result looks hollow, choose the opposite depth convention"
+            "the depth looks inside out (the performer's middle is farther away than the outline or "
+            "than the background): if the result looks hollow, choose the opposite depth convention"
         )
     return metres, note
 
 
+def _local(values: Tensor, inside: Tensor) -> Tensor:
+    """Values minus their mean over the neighbourhood inside the mask: what is relief, not pose."""
+    size = 2 * max(2, min(inside.shape[-2:]) // 40) + 1
+
+    def blur(t: Tensor) -> Tensor:
+        return F.avg_pool2d(t[:, None], size, stride=1, padding=size // 2)[:, 0]
+
+    weight = inside.float()
+    values = torch.where(inside, values, 0.0)
+    return values - blur(values) / blur(weight).clamp(min=1e-6)
+
+
 def _inside_out(metres: Tensor, masks: Tensor) -> bool:
-    """Whether depth grows towards the middle of the silhouette, as it never does on a body."""
-    good = (masks > 0.5) & metres.isfinite()
-    if good.sum() < 50:
+    """Whether limbs are hollow (their middle farther than their outline) or the performer stands
+    behind what surrounds him: both mean that near and far are swapped."""
+    known = metres.isfinite() & (metres > 0)
+    inside = (masks > 0.5) & known
+    if inside.sum() < 50:
         return False
-    pair = torch.stack([inflate(masks)[good], metres[good]])
-    return bool(torch.corrcoef(pair)[0, 1] > 0.4)
+    around = F.max_pool2d((masks > 0.5).float()[:, None], 2 * RING + 1, 1, RING)[:, 0] > 0
+    near = F.max_pool2d((masks > 0.5).float()[:, None], 5, 1, 2)[:, 0] > 0
+    ring = around & ~near & known
+    middle = metres[inside].median()
+    if ring.sum() > 50:
+        # The background decides where there is one: no pose turns it round.
+        gap = float(metres[ring].median() - middle)
+        if abs(gap) > BEHIND * float(middle):
+            return gap < 0
+    height, depth = (_local(t, inside)[inside] for t in (inflate(masks), metres))
+    return bool(torch.corrcoef(torch.stack([height, depth]))[0, 1] > HOLLOW)

@@ -8,7 +8,7 @@ the depth itself where none are given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +54,17 @@ class OrientedPoints:
                     f"A cloud of {N} points needs {name} of shape [{N}, {channels}], got "
                     f"{list(getattr(self, name).shape)}."
                 )
-        if self.frame_offsets[0] != 0 or self.frame_offsets[-1] != N:
-            raise ValueError(f"The cloud's frame offsets must run from 0 to {N}.")
+        for name in ("radii", "confidences"):
+            if getattr(self, name).shape != (N,):
+                raise ValueError(
+                    f"A cloud of {N} points needs {name} of shape [{N}], got "
+                    f"{list(getattr(self, name).shape)}."
+                )
+        offsets = self.frame_offsets
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != N or (offsets.diff() < 0).any():
+            raise ValueError(f"The cloud's frame offsets must run from 0 to {N} without falling.")
+        if len(self.source) != 1:
+            raise ValueError(f"A cloud has one source camera, got {len(self.source)}.")
 
     @property
     def frame_count(self) -> int:
@@ -64,6 +73,25 @@ class OrientedPoints:
     def frame(self, f: int) -> slice:
         """Where the points of frame f stand."""
         return slice(int(self.frame_offsets[f]), int(self.frame_offsets[f + 1]))
+
+    def clip(self, start: int, stop: int) -> OrientedPoints:
+        """The points of frames [start, stop)."""
+        if not 0 <= start < stop <= self.frame_count:
+            raise ValueError(
+                f"The cloud has frames 0 to {self.frame_count - 1}, so frames {start} to "
+                f"{stop - 1} cannot be taken from it."
+            )
+        low, high = int(self.frame_offsets[start]), int(self.frame_offsets[stop])
+        parts = ("positions", "normals", "colors", "radii", "confidences")
+        return replace(
+            self,
+            frame_offsets=self.frame_offsets[start : stop + 1] - low,
+            **{name: getattr(self, name)[low:high] for name in parts},
+        )
+
+    def centroid(self) -> Tensor:  # [3] world, metres
+        """The mean point of the clip."""
+        return self.positions.mean(0)
 
     def extent(self) -> tuple[float, float]:
         """Half-width (largest horizontal distance from the up axis) and half-height, metres.
@@ -164,6 +192,7 @@ def points_from_depth(
     K: Tensor,  # [3, 3] pixels
     erosion: int = 1,
     fps: float = 16.0,
+    normals: Tensor | None = None,  # [F, 3, H, W] source camera frame; None = from the depth
 ) -> OrientedPoints:
     """Unproject the masked depth to oriented, coloured points around the performer's centre."""
     known = depth.isfinite() & (depth > 0) & (masks > 0.5)
@@ -174,7 +203,12 @@ def points_from_depth(
         )
     depth = torch.where(known, depth, 0.0).float()
     points = unproject_depth(depth, K)
-    normals = normals_from_depth(points, known)
+    if normals is None:
+        normals = normals_from_depth(points, known)
+    else:
+        normals = F.normalize(normals.float().nan_to_num(0, 0, 0), dim=1)
+        away = (normals * points).sum(1, keepdim=True) > 0
+        normals = torch.where(away, -normals, normals)
     cosine = -(normals * F.normalize(points, dim=1)).sum(1)
     keep = erode(known, erosion) & (cosine > GRAZING_COSINE)
     if not keep.any():

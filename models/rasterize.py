@@ -35,7 +35,8 @@ def splat(
     pixels = positions[:, :2] / z.clamp(min=NEAR)[:, None] * focal + centre
     reach = (radii / z.clamp(min=NEAR) * focal.amax(1)).clamp(max=MAX_RADIUS)
     # A splat has to reach the pixel centres between it and its neighbours: half a diagonal.
-    reach = (reach * 2**0.5).clamp(min=0.5 * 2**0.5)
+    # The hair more is for points on a pixel's very corner, which rounding would lose.
+    reach = (reach * 2**0.5).clamp(min=0.5 * 2**0.5 + 1e-4)
     keys = torch.full((pictures * height * width,), EMPTY, device=z.device)
     bits = z.float().contiguous().view(torch.int32).long() << 32
     rings = torch.where(ok, reach.ceil().long(), 0)
@@ -52,12 +53,15 @@ def _draw_ring(keys, chosen, ring, pixels, reach, bits, picture, width, height) 
     steps = torch.arange(-ring, ring + 1, device=keys.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
     for index in chosen.split(max(1, CHUNK // len(offsets))):
-        home = pixels[index].floor().long()
-        for offset in offsets:
-            cell = home + offset
-            distance = (cell + 0.5 - pixels[index]).norm(dim=1)
-            inside = (distance <= reach[index]) & (cell >= 0).all(1)
-            inside &= (cell[:, 0] < width) & (cell[:, 1] < height)
-            hit, cell = index[inside], cell[inside]
-            place = (picture[hit] * height + cell[:, 1]) * width + cell[:, 0]
-            keys.scatter_reduce_(0, place, bits[hit] | hit, "amin")
+        u, v = pixels[index].unbind(1)
+        home_x, home_y = u.floor(), v.floor()
+        limit, key = reach[index].square(), bits[index] | index
+        first = picture[index] * (height * width)
+        for dx, dy in offsets.tolist():
+            x, y = home_x + dx, home_y + dy
+            inside = (x + 0.5 - u).square() + (y + 0.5 - v).square() <= limit
+            inside &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            hit = inside.nonzero()[:, 0]
+            # Integers: float32 cannot count the pixels of a picture beyond 4096 x 4096.
+            place = first[hit] + y[hit].long() * width + x[hit].long()
+            keys.scatter_reduce_(0, place, key[hit], "amin")

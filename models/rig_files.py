@@ -1,84 +1,220 @@
 """Rigs from the files that people have; text in, `Rig` out (no paths, no reading of files).
 
-Read: nerfstudio / instant-ngp `transforms.json`, OpenCV / anipose calibration TOML, 4DAnyone-like
-`cameras.json` (a list of intrinsics and world-to-camera extrinsics), Qualisys calibration XML.
-Lens distortion is not modelled: pictures should be undistorted first, and a warning says so.
+Read: nerfstudio / instant-ngp `transforms.json`, OpenCV / anipose calibration TOML, `cameras.json`
+(4DAnyone's, or any list of intrinsics and poses), Qualisys calibration XML.
+
+Pixels: a rig's picture spans 0..width, so the middle of the first pixel is at 0.5. OpenCV's
+calibration puts it at 0: the principal points of anipose and Qualisys files get +0.5. The JSON
+formats already count as we do.
+Lens distortion is not modelled: pictures should be undistorted first, and a note says so.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
+import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .cameras import Rig
+from .cameras import Rig, fill_intrinsics
 
-log = logging.getLogger(__name__)
+FORMATS = "give a transforms.json, a cameras.json, an anipose .toml or a Qualisys calibration"
+OPENCV_PIXEL = 0.5
+"""Added to principal points that count from the middle of the first pixel."""
 
 
-def rig_from_text(name: str, text: str) -> Rig:
-    """The rig in a file's text; `name` is only used to choose the format and in messages."""
+@dataclass(frozen=True)
+class _Camera:
+    """One camera as its file has it."""
+
+    K: Tensor
+    """[3, 3] float64, pixels of its own picture."""
+    T_camera_world: Tensor
+    """[4, 4] float64."""
+    size: tuple[int, int]
+    """Width and height of its own picture."""
+    name: str
+    distorted: bool = False
+
+
+def rig_from_text(
+    name: str,  # of the file: chooses the format, appears in messages
+    text: str,
+) -> tuple[Rig, str]:  # and a note for the creator, or ""
+    """The rig in a file's text."""
     try:
-        if name.endswith(".toml"):
-            return _anipose(tomllib.loads(text))
-        if text.lstrip().startswith("<"):
-            return _qualisys(text)
-        data = json.loads(text)
-        if isinstance(data, dict) and "frames" in data:
-            return _transforms(data)
-        return _camera_list(data)
-    except (KeyError, IndexError, TypeError, tomllib.TOMLDecodeError, json.JSONDecodeError,
-            ElementTree.ParseError) as error:  # fmt: skip
+        if name.lower().endswith(".toml"):
+            cameras = _anipose(tomllib.loads(text))
+        elif text.lstrip().startswith("<"):
+            cameras = _qualisys(ElementTree.fromstring(text.strip()))
+        else:
+            content = json.loads(text)
+            frames = isinstance(content, dict) and "frames" in content
+            cameras = _transforms(content) if frames else _camera_list(content)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, ElementTree.ParseError,
+            RecursionError) as error:  # fmt: skip
+        raise ValueError(f"{name} is not a camera file that can be read: {FORMATS}.") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not cameras:
+        raise ValueError(f"{name} holds no camera: {FORMATS}.")
+    try:
+        return _one_size(cameras)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _one_size(cameras: list[_Camera]) -> tuple[Rig, str]:
+    """All cameras at the first one's picture size: scaled to fill it, the middle cut out."""
+    width, height = cameras[0].size
+    notes = []
+    if any(camera.distorted for camera in cameras):
+        notes.append("the file has lens distortion: undistort its pictures first")
+    others = [c for c in cameras if abs(c.size[0] * height - c.size[1] * width) > max(c.size)]
+    if others:
+        notes.append(
+            f"camera {others[0].name} has {others[0].size[0]}x{others[0].size[1]} pictures, the "
+            f"first {width}x{height}: it keeps the middle of its picture, in the first one's shape"
+        )
+    rig = Rig(
+        torch.stack([fill_intrinsics(c.K, c.size, (width, height)) for c in cameras]).float(),
+        torch.stack([c.T_camera_world for c in cameras]).float(),
+        width,
+        height,
+        tuple(c.name for c in cameras),
+    )
+    return rig, "; ".join(notes)
+
+
+def _table(value, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not a table of named values; {FORMATS}.")
+    return value
+
+
+def _first(table: dict, keys: Iterable[str], where: str):
+    """The value of the first key that the table has."""
+    for key in keys:
+        if table.get(key) is not None:
+            return table[key]
+    raise ValueError(f"{where} has no '{next(iter(keys))}'; add it, or {FORMATS}.")
+
+
+def _number(value, key: str, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where} has '{key}' = {str(value)[:40]!r}, which must be a number.")
+    return number
+
+
+def _size(width: float, height: float, where: str) -> tuple[int, int]:
+    if not (1 <= width <= 65536 and 1 <= height <= 65536):
+        raise ValueError(f"{where} has a picture size of {width:g}x{height:g} pixels.")
+    return round(width), round(height)
+
+
+def _numbers(value, shapes: Iterable[tuple[int, ...]], key: str, where: str) -> Tensor:
+    """A list of numbers of one of the given shapes, float64."""
+    try:
+        numbers = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        numbers = torch.zeros(())
+    if tuple(numbers.shape) not in shapes or not numbers.isfinite().all():
+        wanted = " or ".join("x".join(map(str, shape)) for shape in shapes)
+        raise ValueError(f"{where} has a '{key}' that is not {wanted} numbers.")
+    return numbers
+
+
+def _pose(value, key: str, where: str) -> Tensor:
+    matrix = _numbers(value, ((4, 4), (3, 4)), key, where)
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3] = matrix[:3]
+    return pose
+
+
+def _inverse(pose: Tensor, key: str, where: str) -> Tensor:
+    if torch.linalg.det(pose[:3, :3]).abs() < 1e-9:
         raise ValueError(
-            f"{name} is not a camera file this pack reads ({type(error).__name__}: {error}): give "
-            "a transforms.json, an anipose calibration .toml or a cameras.json."
-        ) from error
+            f"{where} has a '{key}' that is flat, so it is no camera's pose: export it again."
+        )
+    return torch.linalg.inv(pose)
+
+
+def _intrinsics(value, where: str) -> Tensor:
+    """K from a 3x3 matrix or from fx, fy, cx, cy."""
+    K = _numbers(value, ((3, 3), (4,)), "K", where)
+    return _K(*K.tolist()) if K.shape == (4,) else K
 
 
 def _K(fx: float, fy: float, cx: float, cy: float) -> Tensor:
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
 
 
-def _warn_distortion(values) -> None:
-    if any(abs(float(v)) > 1e-6 for v in values):
-        log.warning("The camera file has lens distortion: undistort its pictures first.")
+def _focal_of_angle(angle: float, length: float, key: str, where: str) -> float:
+    if not 0.01 < angle < 3.0:
+        raise ValueError(
+            f"{where} has '{key}' = {angle:g}; it must lie between 0.01 and 3 radians."
+        )
+    return length / 2 / math.tan(angle / 2)
 
 
-def _rig(K: list[Tensor], T: list[Tensor], sizes: list[tuple[int, int]], names: list[str]) -> Rig:
-    """Bring all cameras to the first one's picture size."""
-    width, height = sizes[0]
-    for k, (w, h) in zip(K, sizes, strict=True):
-        k[0] *= width / w
-        k[1] *= height / h
-    return Rig(
-        torch.stack(K).float(), torch.stack(T).float(), int(width), int(height), tuple(names)
-    )
-
-
-def _transforms(data: dict) -> Rig:
+def _transforms(content: dict) -> list[_Camera]:
     """nerfstudio / instant-ngp: camera-to-world matrices with OpenGL axes (y up, looks down -z)."""
-    K, T, sizes, names = [], [], [], []
-    for number, frame in enumerate(data["frames"]):
-        merged = {**data, **frame}
-        w, h = merged.get("w", 0), merged.get("h", 0)
-        if not w or not h:
-            raise KeyError("w and h")
-        fx = merged.get("fl_x") or w / 2 / math.tan(merged["camera_angle_x"] / 2)
-        fy = merged.get("fl_y") or fx
-        K.append(_K(fx, fy, merged.get("cx", w / 2), merged.get("cy", h / 2)))
-        _warn_distortion(merged.get(k, 0) for k in ("k1", "k2", "p1", "p2"))
-        pose = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
-        pose[:3, 1:3] *= -1  # OpenGL camera axes to OpenCV's
-        T.append(torch.linalg.inv(pose))
-        sizes.append((int(w), int(h)))
-        stem = str(frame.get("file_path", number)).replace("\\", "/").rsplit("/", 1)[-1]
-        names.append(stem.rsplit(".", 1)[0])
-    return _rig(K, T, sizes, names)
+    shared = {k: v for k, v in content.items() if k != "frames"}
+    frames = content["frames"]
+    if not isinstance(frames, list):
+        raise ValueError(f"'frames' is not a list of cameras; {FORMATS}.")
+    cameras = []
+    for number, frame in enumerate(frames):
+        where = f"frame {number}"
+        frame = _table(frame, where)
+        merged = {**shared, **frame}
+
+        def value(*keys, default=None, merged=merged, where=where):
+            found = next((k for k in keys if merged.get(k) is not None), None)
+            if found is None and default is not None:
+                return default
+            return _number(_first(merged, keys, where), found or keys[0], where)
+
+        w, h = value("w"), value("h")
+        size = _size(w, h, where)
+        fx = value("fl_x", default=0.0) or _focal_of_angle(
+            value("camera_angle_x"), w, "camera_angle_x", where
+        )
+        cameras.append(
+            _Camera(
+                _K(fx, value("fl_y", default=fx), value("cx", default=w / 2),
+                   value("cy", default=h / 2)),
+                _inverse(
+                    _pose(_first(frame, ["transform_matrix"], where), "transform_matrix", where)
+                    # OpenGL camera axes to OpenCV's
+                    @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)),
+                    "transform_matrix",
+                    where,
+                ),
+                size,
+                _stem(str(frame.get("file_path", number))),
+                _distorted(value(k, default=0.0) for k in ("k1", "k2", "k3", "k4", "p1", "p2")),
+            )
+        )  # fmt: skip
+    return cameras
+
+
+def _stem(path: str) -> str:
+    return path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def _distorted(coefficients: Iterable[float]) -> bool:
+    return any(abs(c) > 1e-6 for c in coefficients)
 
 
 def rig_to_transforms_json(rig: Rig) -> str:
@@ -102,79 +238,115 @@ def rig_to_transforms_json(rig: Rig) -> str:
     return json.dumps({"camera_model": "OPENCV", "frames": frames}, indent=1)
 
 
-def _rotation(vector: list[float]) -> Tensor:
-    """Rotation matrix of a Rodrigues vector."""
-    v = torch.tensor(vector, dtype=torch.float64)
+def _rotvec_to_matrix(
+    rotvec: Tensor,  # [3] axis times angle (Rodrigues)
+) -> Tensor:  # [3, 3]
     skew = torch.zeros(3, 3, dtype=torch.float64)
-    skew[2, 1], skew[0, 2], skew[1, 0] = v
-    skew[1, 2], skew[2, 0], skew[0, 1] = -v
+    skew[2, 1], skew[0, 2], skew[1, 0] = rotvec
+    skew[1, 2], skew[2, 0], skew[0, 1] = -rotvec
     return torch.linalg.matrix_exp(skew)
 
 
-def _anipose(data: dict) -> Rig:
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A sorting key that puts cam_2 before cam_10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
+
+
+def _anipose(content: dict) -> list[_Camera]:
     """Tables with size, matrix, rotation (Rodrigues, world to camera) and translation."""
-    cameras = [v for k, v in sorted(data.items()) if isinstance(v, dict) and "matrix" in v]
-    if not cameras:
-        raise KeyError("a table with 'matrix'")
-    K, T, sizes, names = [], [], [], []
-    for number, camera in enumerate(cameras):
-        K.append(torch.tensor(camera["matrix"], dtype=torch.float64))
-        _warn_distortion(camera.get("distortions", []))
+    tables = {k: v for k, v in content.items() if isinstance(v, dict) and "matrix" in v}
+    cameras = []
+    for key in sorted(tables, key=_natural):
+        camera, where = tables[key], f"table '{key}'"
+        K = _numbers(camera["matrix"], ((3, 3),), "matrix", where)
+        K[:2, 2] += OPENCV_PIXEL
+        rotvec = _numbers(_first(camera, ["rotation"], where), ((3,),), "rotation", where)
+        place = _numbers(_first(camera, ["translation"], where), ((3,),), "translation", where)
         pose = torch.eye(4, dtype=torch.float64)
-        pose[:3, :3] = _rotation(camera["rotation"])
-        pose[:3, 3] = torch.tensor(camera["translation"], dtype=torch.float64)
-        T.append(pose)
-        sizes.append((int(camera["size"][0]), int(camera["size"][1])))
-        names.append(str(camera.get("name", number)))
-    return _rig(K, T, sizes, names)
+        pose[:3, :3], pose[:3, 3] = _rotvec_to_matrix(rotvec), place
+        size = _numbers(_first(camera, ["size"], where), ((2,),), "size", where).tolist()
+        lens = camera.get("distortions") or []
+        lens = lens if isinstance(lens, list) else [lens]
+        distorted = _distorted(_number(c, "distortions", where) for c in lens)
+        cameras.append(
+            _Camera(K, pose, _size(*size, where), str(camera.get("name", key)), distorted)
+        )
+    return cameras
 
 
-def _camera_list(data) -> Rig:
-    """A list (or a dict of name -> camera) with K and a world-to-camera matrix."""
-    items = list(data.items()) if isinstance(data, dict) else list(enumerate(data))
-    if isinstance(data, dict) and "cameras" in data:
-        items = list(enumerate(data["cameras"]))
-    K, T, sizes, names = [], [], [], []
-    for name, camera in items:
-        k = torch.tensor(camera.get("K", camera.get("intrinsics")), dtype=torch.float64)
-        if k.shape == (4,):
-            k = _K(*k.tolist())
-        pose = torch.eye(4, dtype=torch.float64)
-        given = camera.get("extrinsics", camera.get("w2c", camera.get("T_camera_world")))
-        matrix = torch.tensor(given, dtype=torch.float64)
-        pose[: matrix.shape[0]] = matrix
-        K.append(k)
-        T.append(pose)
-        sizes.append((int(camera["width"]), int(camera["height"])))
-        names.append(str(camera.get("name", name)))
-    return _rig(K, T, sizes, names)
+CAMERA_TO_WORLD = ("camera_to_world", "c2w", "T_world_camera")
+WORLD_TO_CAMERA = ("extrinsics", "world_to_camera", "w2c", "T_camera_world")
 
 
-def _qualisys(text: str) -> Rig:
+def _camera_list(content) -> list[_Camera]:
+    """A list (or a dict of name -> camera) with K and an OpenCV pose, one way or the other."""
+    if isinstance(content, dict):
+        content = content.get("cameras", content)
+    if not isinstance(content, (dict, list)):
+        raise ValueError(f"this is no list of cameras; {FORMATS}.")
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    cameras = []
+    for key, camera in items:
+        where = f"camera '{key}'"
+        camera = _table(camera, where)
+        K = _intrinsics(_first(camera, ("K", "intrinsics"), where), where)
+        given = next((k for k in CAMERA_TO_WORLD if camera.get(k) is not None), None)
+        if given:
+            pose = _inverse(_pose(camera[given], given, where), given, where)
+        else:
+            pose = _pose(_first(camera, WORLD_TO_CAMERA, where), WORLD_TO_CAMERA[0], where)
+        width = _number(_first(camera, ("width", "image_width", "w"), where), "width", where)
+        height = _number(_first(camera, ("height", "image_height", "h"), where), "height", where)
+        name = camera.get("name", camera.get("camera_id", key))
+        cameras.append(_Camera(K, pose, _size(width, height, where), str(name)))
+    return cameras
+
+
+DISTORTIONS = ("radialDistortion1", "radialDistortion2", "radialDistortion3",
+               "tangentalDistortion1", "tangentalDistortion2")  # fmt: skip
+
+
+def _qualisys(root: ElementTree.Element) -> list[_Camera]:
     """Qualisys Track Manager: millimetres, focal lengths in 1/64 pixel, axes turned about x."""
-    K, T, sizes, names = [], [], [], []
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
-    for camera in ElementTree.fromstring(text.strip()).iter("camera"):
-        inner, transform = camera.find("intrinsic"), camera.find("transform")
+    cameras = []
+    for camera in root.iter("camera"):
+        inner, transform, fov = (camera.find(k) for k in ("intrinsic", "transform", "fov_video"))
+        # Marker cameras take no pictures.
         if inner is None or transform is None or camera.get("model", "").startswith("Miqus M"):
             continue
+        name = camera.get("serial", str(len(cameras)))
+        where = f"camera '{name}'"
+        if fov is None:
+            raise ValueError(f"{where} has no <fov_video>, so its picture size is unknown.")
 
-        def number(element, key):
-            return float(element.get(key))
+        def number(element, key, where=where):
+            return _number(element.get(key), key, where)
 
-        K.append(_K(*(number(inner, k) / 64 for k in
-                      ("focalLengthU", "focalLengthV", "centerPointU", "centerPointV"))))  # fmt: skip
-        R = torch.tensor([[number(transform, f"r{i}{j}") for j in (1, 2, 3)] for i in (1, 2, 3)],
-                         dtype=torch.float64)  # fmt: skip
+        left, top, right, bottom = (number(fov, k) for k in ("left", "top", "right", "bottom"))
+        fx, fy, cx, cy = (
+            number(inner, k) / 64
+            for k in ("focalLengthU", "focalLengthV", "centerPointU", "centerPointV")
+        )
+        K = _K(fx, fy, cx - left + OPENCV_PIXEL, cy - top + OPENCV_PIXEL)
+        R = torch.tensor(
+            [[number(transform, f"r{row}{column}") for column in (1, 2, 3)] for row in (1, 2, 3)],
+            dtype=torch.float64,
+        )
         eye = torch.tensor([number(transform, k) for k in "xyz"], dtype=torch.float64) / 1000
-        pose = torch.eye(4, dtype=torch.float64)
+        # The file's rounded digits are no exact rotation: take the nearest one.
         u, _, vh = torch.linalg.svd(flip @ R)
+        pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3] = u @ vh
         pose[:3, 3] = -pose[:3, :3] @ eye
-        T.append(pose)
-        fov = camera.find("fov_video")
-        sizes.append((int(number(fov, "right")) + 1, int(number(fov, "bottom")) + 1))
-        names.append(camera.get("serial", str(len(names))))
-    if not K:
-        raise KeyError("a <camera> with <intrinsic> and <transform>")
-    return _rig(K, T, sizes, names)
+        cameras.append(
+            _Camera(
+                K,
+                pose,
+                _size(right - left + 1, bottom - top + 1, where),
+                name,
+                _distorted(number(inner, k) for k in DISTORTIONS if inner.get(k) is not None),
+            )
+        )
+    return cameras

@@ -8,6 +8,18 @@ from pathlib import Path
 from torch import Tensor
 
 
+def even_sized(
+    frames: Tensor,  # [F, C, H, W]
+) -> Tensor:
+    """The frames without an odd last row or column: H.264's usual colour format halves both."""
+    H, W = frames.shape[-2:]
+    if min(H, W) < 2:
+        raise ValueError(
+            f"The pictures are {W}x{H}, but a video needs at least 2x2 pixels: make them larger."
+        )
+    return frames[..., : H // 2 * 2, : W // 2 * 2]
+
+
 def write_mp4(
     path: Path,
     frames: Tensor,  # [F, 3, H, W] 0..1
@@ -17,15 +29,15 @@ def write_mp4(
     """Write H.264; odd sizes lose their last row or column. The file appears only when whole."""
     import av
 
-    pixels = (frames.clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
-    H, W = pixels.shape[1] // 2 * 2, pixels.shape[2] // 2 * 2
+    pixels = (even_sized(frames).clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
     temporary = path.with_suffix(".part")
     try:
         with av.open(str(temporary), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = W, H, "yuv420p"
+            stream.height, stream.width = pixels.shape[1:3]
+            stream.pix_fmt = "yuv420p"
             stream.options = {"crf": str(crf)}
-            for picture in pixels[:, :H, :W]:
+            for picture in pixels:
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())

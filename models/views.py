@@ -176,9 +176,20 @@ def contact_sheet(
     return rearrange(pictures, "v f c h w -> c (v h) (f w)")
 
 
-def grid_video(views: Views) -> Tensor:  # [F, 3, rows H, columns W]
-    """All views side by side, labelled, over time."""
+GRID_LIMIT = 4096
+"""Pixels a side: what browsers and hardware decoders play; H.264 encoders end at 16384."""
+
+
+def grid_video(views: Views) -> Tensor:  # [F, 3, rows H, columns W], at most GRID_LIMIT a side
+    """All views side by side, labelled, over time; many or large views are shrunk to fit."""
     pictures = as_pictures(views)
+    H, W = pictures.shape[-2:]
+    columns = grid_columns(len(views))
+    rows = math.ceil(len(views) / columns)
+    scale = min(GRID_LIMIT / (columns * W), GRID_LIMIT / (rows * H))
+    if scale < 1:
+        size = max(1, int(W * scale)), max(1, int(H * scale))
+        pictures = torch.stack([resize_frames(view, *size) for view in pictures])
     labels = view_labels(views)
     return torch.stack(
         [grid_picture(label_pictures(pictures[:, f], labels)) for f in range(pictures.shape[1])]

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..models.cameras import (
     Rig,
     framing_distance,
+    has_plain_lenses,
     load3d_to_opencv,
     merge_rigs,
     opencv_to_load3d,
@@ -90,12 +91,6 @@ class OrbitRig(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         width, height = _snapped_size(cls, width, height)
         fov = math.radians(fov)
-        if distance == 0:
-            distance = (
-                framing_distance(*cloud.extent(), fov, width, height)
-                if cloud is not None
-                else DEFAULT_DISTANCE
-            )
         azimuths, elevations = orbit_angles(
             views,
             math.radians(start_azimuth),
@@ -104,6 +99,15 @@ class OrbitRig(io.ComfyNode):
             layers,
             math.radians(layer_step),
         )
+        if distance == 0:
+            distance = DEFAULT_DISTANCE
+            if cloud is not None:
+                # One distance for all rings: the ring that needs most space decides.
+                extent = cloud.extent()
+                distance = max(
+                    framing_distance(*extent, fov, width, height, ring)
+                    for ring in set(elevations.tolist())
+                )
         return io.NodeOutput(orbit_rig(azimuths, elevations, distance, fov, width, height))
 
 
@@ -132,7 +136,7 @@ class RigFromCameras(io.ComfyNode):
                 "'cameras' is empty: move the camera of the 3D viewer once and run it, so that it "
                 "has a position."
             )
-        size = snap_size(width[0], height[0])
+        size = _snapped_size(cls, width[0], height[0])
         return io.NodeOutput(load3d_to_opencv(cameras, *size))
 
 
@@ -150,18 +154,35 @@ class RigToCameras(io.ComfyNode):
                     display_name="cameras", is_output_list=True, tooltip="One a view."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, rig: Rig) -> io.NodeOutput:
+        if not has_plain_lenses(rig):
+            run.say(
+                cls,
+                "3D cameras have centred lenses and square pixels: the rig's calibrated lens "
+                "centres were left out",
+            )
         return io.NodeOutput(opencv_to_load3d(rig))
 
 
 def _rig_files() -> list[str]:
     folder = Path(folder_paths.get_input_directory())
-    return (
-        sorted(p.name for p in folder.iterdir() if p.suffix in RIG_FILES) if folder.is_dir() else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in RIG_FILES and p.is_file())
+
+
+def _rig_path(file: str) -> Path:
+    """Only files that the list offers are opened; a connected name could point anywhere."""
+    if file not in _rig_files():
+        raise ValueError(
+            f"'file' is '{file}', but ComfyUI's input folder has no camera file of that name: put "
+            "it there (.json, .toml, .xml or .txt) and pick it from the list."
+        )
+    return Path(folder_paths.get_input_directory()) / file
 
 
 class RigFromFile(io.ComfyNode):
@@ -182,27 +203,36 @@ class RigFromFile(io.ComfyNode):
                                  "first camera to azimuth 0; off keeps the file's world."),
             ],
             outputs=[RIG.Output(display_name="rig", tooltip="The calibrated cameras.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, file: str, recentre: bool) -> io.NodeOutput:
-        text = Path(folder_paths.get_annotated_filepath(file)).read_text(encoding="utf-8")
-        rig = rig_from_text(file, text)
+        try:
+            text = _rig_path(file).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is not a text file, so it holds no cameras.") from None
+        rig, note = rig_from_text(file, text)
+        size = snap_size(rig.width, rig.height)
+        if size != (rig.width, rig.height):
+            old = f"{rig.width}x{rig.height}"
+            snap = f"{old} became {size[0]}x{size[1]} (multiples of 16)"
+            note = f"{note}; {snap}" if note else snap
+            rig = rig.filled(*size)
+        run.say(cls, note)
         return io.NodeOutput(recentred(rig) if recentre else rig)
 
-    @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        if not folder_paths.exists_annotated_filepath(file):
-            return f"There is no file '{file}' in ComfyUI's input folder: put it there."
-        return True
+    # No validate_inputs here: it would switch off ComfyUI's own check that `file` is in the list.
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, recentre: bool) -> str:
-        return f"{Path(folder_paths.get_annotated_filepath(file)).stat().st_mtime_ns} {recentre}"
+    def fingerprint_inputs(cls, file: str | None = None, recentre: bool = True) -> str:
+        # `file` is None while it comes from another node that has not run.
+        changed = _rig_path(file).stat().st_mtime_ns if file in _rig_files() else "missing"
+        return f"{file} {changed} {recentre}"
 
 
 def parse_indices(text: str, count: int) -> list[int]:
-    """'0, 2, 4-6' or '::2' as view numbers, each below `count`."""
+    """'0, 2, 4-6', '6-4' or '::2' as view numbers, each below `count`."""
     chosen: list[int] = []
     try:
         for part in text.replace(" ", "").split(","):
@@ -210,8 +240,12 @@ def parse_indices(text: str, count: int) -> list[int]:
                 bounds = [int(b) if b else None for b in part.split(":")]
                 chosen += list(range(count))[slice(*bounds)]
             elif "-" in part[1:]:
-                first, last = part.split("-")
-                chosen += range(int(first), int(last) + 1)
+                first, last = (int(b) for b in part.split("-"))
+                # A range that ends beyond the rig needs no listing to be refused.
+                if max(first, last) >= count:
+                    chosen.append(max(first, last))
+                else:
+                    chosen += range(first, last + 1) if first <= last else range(first, last - 1, -1)
             elif part:
                 chosen.append(int(part))
     except ValueError:

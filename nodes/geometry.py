@@ -144,6 +144,11 @@ def _metres(depth_views, depth, convention, masks, focal, person_height, notes) 
                 "'depth_views' carries colour, not depth: connect a depth output, or use the "
                 "'depth' socket for depth pictures."
             )
+        if len(depth_views) != 1:
+            raise ValueError(
+                f"'depth_views' has {len(depth_views)} views; Performer Geometry needs the depth "
+                "of the source camera alone: pick that view first."
+            )
         return _fit("depth_views", depth_views.frames[0, :, 0], frames, notes)
     if depth is not None:
         pictures = _fit("depth", depth[..., :3].float().mean(-1), frames, notes)

@@ -4,6 +4,7 @@ Nothing of the host is replaced: block patches chain with those already there, t
 override calls the one before it, and all per-run state rides in `transformer_options`.
 """
 
+import copy
 import math
 
 import comfy.model_management as mm
@@ -41,19 +42,24 @@ def dit_blocks(model) -> list:
 
 
 class SyncedBlock:
-    """Replaces one DiT block by: whatever was there, then the trained sync layer of that block."""
+    """Replaces one DiT block by: whatever was there, then view sync as `key` has it at this run."""
 
-    def __init__(self, index: int, previous, sync) -> None:
-        self.index, self.previous, self.sync = index, previous, sync
+    def __init__(self, index: int, previous, sync, key: str) -> None:
+        self.index, self.previous, self.sync, self.key = index, previous, sync, key
 
     def __call__(self, args: dict, extra: dict) -> dict:
-        state = args["transformer_options"].get(KEY)
-        if state is not None:
-            state["self_attention_is_next"] = True
+        if "transformer_options" not in args:
+            raise ValueError(
+                "This kind of Wan model (sound to video) doesn't tell its blocks how the batch "
+                "divides into views: use View Sync with another Wan checkpoint."
+            )
         inner = self.previous or (lambda a, e: e["original_block"](a))
+        state = args["transformer_options"].get(self.key)
+        if state is None:
+            return inner(args, extra)
+        if self.sync is None:
+            return inner(args, {**extra, "original_block": _marked(extra["original_block"], state)})
         out = inner(args, extra)
-        if state is None or self.sync is None or state["strength"] == 0:
-            return out
         layer = self.sync.model.blocks[str(self.index)]
         x = out["img"]
         synced = layer(x, args["vec"], args["pe"], state["views"], _grid(state, x.shape[1]))
@@ -61,11 +67,30 @@ class SyncedBlock:
         out["img"] = synced if state["strength"] == 1 else x.lerp(synced, state["strength"])
         return out
 
+    def __deepcopy__(self, memo: dict) -> "SyncedBlock":
+        # ComfyUI deep-copies patches whenever a model is cloned; the weights must stay shared.
+        return SyncedBlock(self.index, copy.deepcopy(self.previous, memo), self.sync, self.key)
+
     def to(self, device_or_dtype) -> "SyncedBlock":
-        return self
+        if not hasattr(self.previous, "to"):
+            return self
+        return SyncedBlock(self.index, self.previous.to(device_or_dtype), self.sync, self.key)
 
     def models(self) -> list:
-        return [self.sync] if self.sync is not None else []
+        before = self.previous.models() if hasattr(self.previous, "models") else []
+        return [*before, *([self.sync] if self.sync is not None else [])]
+
+
+def _marked(original_block, state: dict):
+    """The block, with a mark on its first attention call, which is its self-attention."""
+
+    def block(args: dict) -> dict:
+        state["self_attention_is_next"] = True
+        out = original_block(args)
+        state["self_attention_is_next"] = False
+        return out
+
+    return block
 
 
 def _grid(state: dict, tokens: int) -> tuple[int, int, int]:
@@ -79,7 +104,7 @@ def _grid(state: dict, tokens: int) -> tuple[int, int, int]:
 
 
 def _attention_override(state: dict, previous):
-    """The training-free form: extends the first attention call of every block, its self-attention."""
+    """The training-free form: extends the self-attention of every marked block."""
 
     def override(func, q, k, v, heads, **kwargs):
         def attention(q, k, v, heads):
@@ -87,8 +112,9 @@ def _attention_override(state: dict, previous):
                 return previous(func, q, k, v, heads, **kwargs)
             return func(q, k, v, heads, **kwargs)
 
-        if not state.pop("self_attention_is_next", False):
+        if not state["self_attention_is_next"]:
             return attention(q, k, v, heads)
+        state["self_attention_is_next"] = False
         grid = _grid(state, q.shape[1])
         return extended_attention(
             attention, q, k, v, heads, state["views"], grid, state["strength"]
@@ -111,8 +137,10 @@ def _split(batch: int, chunks: int, expected: int) -> int:
 class ViewSyncWrapper:
     """Before every run of the DiT: how the batch divides into views, and whether sync is on."""
 
-    def __init__(self, views: int, strength: float, sigma_start, sigma_end, free: bool) -> None:
-        self.views, self.strength, self.free = views, strength, free
+    def __init__(
+        self, key: str, views: int, strength: float, sigma_start, sigma_end, free: bool
+    ) -> None:
+        self.key, self.views, self.strength, self.free = key, views, strength, free
         self.sigma_start, self.sigma_end = sigma_start, sigma_end
 
     def __call__(
@@ -127,8 +155,13 @@ class ViewSyncWrapper:
             added = time_dim_concat.shape[2] if time_dim_concat is not None else 0
             T, h, w = x.shape[2:]
             grid = (T + added, math.ceil(h / 2), math.ceil(w / 2))
-            state = {"views": views, "grid": grid, "strength": self.strength}
-            options[KEY] = state
+            state = {
+                "views": views,
+                "grid": grid,
+                "strength": self.strength,
+                "self_attention_is_next": False,
+            }
+            options[self.key] = state
             if self.free:
                 options["optimized_attention_override"] = _attention_override(
                     state, options.get("optimized_attention_override")
@@ -146,9 +179,16 @@ def apply_view_sync(
 ):
     """A clone of MODEL whose views of one moment attend to each other."""
     blocks = dit_blocks(model)
+    if start_percent > end_percent:
+        raise ValueError(
+            f"start_percent is {start_percent:g} but end_percent {end_percent:g}, so view sync "
+            "would never be on: make start_percent the smaller one."
+        )
     patched = model.clone()
     sampling = model.get_model_object("model_sampling")
     indices = range(len(blocks))
+    # Applied several times, each keeps its own weights, strength and range.
+    key = f"{KEY}_{len(patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))}"
     if sync is not None:
         dim = model.get_model_object("diffusion_model").dim
         trained = [int(i) for i in sync.model.blocks]
@@ -164,9 +204,10 @@ def apply_view_sync(
     )
     for index in indices:
         previous = existing.get(("double_block", index))
-        block = SyncedBlock(index, previous, sync)
+        block = SyncedBlock(index, previous, sync, key)
         patched.set_model_patch_replace(block, "dit", "double_block", index)
     wrapper = ViewSyncWrapper(
+        key,
         views,
         strength,
         float(sampling.percent_to_sigma(start_percent)),
@@ -175,6 +216,11 @@ def apply_view_sync(
     )
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     return patched
+
+
+def has_view_sync(model) -> bool:
+    """Whether View Sync was applied to this model already."""
+    return bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))
 
 
 def input_channels(model) -> int:

@@ -1,6 +1,7 @@
 """What every long node needs from ComfyUI: progress with a picture, interruption, devices, notes."""
 
 import logging
+import sys
 from collections.abc import Callable
 
 import comfy.model_management as mm
@@ -34,10 +35,12 @@ def progress(total: int) -> Progress:
 
 def say(node: type, text: str) -> str:
     """Show a note on the node and in the log; gives the text back."""
+    if not text:
+        return text
     log.info("Turnaround: %s", text)
-    from server import PromptServer
-
-    instance = getattr(PromptServer, "instance", None)
-    if instance is not None and text:
+    # Looked up, not imported: importing it would start half of a server where none runs.
+    server = sys.modules.get("server")
+    instance = getattr(server.PromptServer, "instance", None) if server else None
+    if instance is not None:
         instance.send_progress_text(text, node.hidden.unique_id)
     return text

@@ -19,7 +19,8 @@ from .views import encode_views, snapped
 
 CATEGORY = "Turnaround/4 sampling"
 TEXT_CHANNELS = 4096
-LATENT_CHANNELS = 16
+MASK_CHANNELS = 4
+"""ComfyUI itself adds them for image-to-video checkpoints."""
 
 
 class LoadViewSync(io.ComfyNode):
@@ -158,14 +159,14 @@ def check_channels(model, positive, samples: Tensor) -> None:
                  None)  # fmt: skip
     channels = patch.input_channels(model)
     if image is None:
-        if channels == LATENT_CHANNELS:
+        if channels == samples.shape[1]:
             return
         raise ValueError(
             f"The model takes {channels} channels but 'positive' carries no view conditions: "
             "connect Multi-View Conditioning."
         )
-    brought = LATENT_CHANNELS + image.shape[1]
-    if channels != brought:
+    brought = samples.shape[1] + image.shape[1]
+    if channels not in (brought, brought + MASK_CHANNELS):
         raise ValueError(
             f"The model takes {channels} input channels but latent and conditions bring "
             f"{brought}: load a model made for partial colour and normals, such as "
@@ -236,7 +237,7 @@ class MultiViewSampler(io.ComfyNode):
                                 "a view."),
                 SYNC.Input("sync", optional=True,
                            tooltip="View-sync weights; without them the training-free form is "
-                           "used."),
+                           "used, or what View Sync has set up on this model."),
                 RIG.Input("rig", optional=True, tooltip="Labels the preview; its number of "
                           "cameras is checked."),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
@@ -253,7 +254,8 @@ class MultiViewSampler(io.ComfyNode):
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Below 1 the latent's content is kept in part."),
                 io.Float.Input("sync_strength", default=1.0, min=0.0, max=4.0, step=0.05,
-                               tooltip="0 = every view on its own, 1 = as trained."),
+                               tooltip="0 = every view on its own, 1 = as trained. A model "
+                               "that comes from View Sync keeps its own setting."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Decode Views.")],
         )  # fmt: skip
@@ -270,7 +272,7 @@ class MultiViewSampler(io.ComfyNode):
                 "rig that the conditions were rendered with."
             )
         check_channels(model, positive, samples)
-        if sync_strength > 0:
+        if sync_strength > 0 and (sync is not None or not patch.has_view_sync(model)):
             model = patch.apply_view_sync(model, sync, len(samples), sync_strength)
         labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models import performer
 from ..models.cameras import Rig, framing_distance, orbit_rig
-from ..models.video_file import write_mp4
+from ..models.video_file import even_sized, write_mp4
 from ..models.views import (
     Views,
     as_pictures,
@@ -33,7 +33,9 @@ SOURCE_TOOLTIP = "One video of the performer, as one view."
 
 
 def image_to_frames(image: Tensor) -> Tensor:  # [F, H, W, C] -> [F, 3, H, W]
-    """ComfyUI's IMAGE as video frames."""
+    """ComfyUI's IMAGE as video frames: grey becomes colour, alpha is left out."""
+    if image.shape[-1] < 3:
+        image = image[..., :1].expand(*image.shape[:-1], 3)
     return image[..., :3].movedim(-1, 1)
 
 
@@ -254,6 +256,8 @@ class ImagesToViews(io.ComfyNode):
                 "number that divides them, or connect all frames of every view."
             )
         frames = rearrange(image_to_frames(images), "(v f) c h w -> v f c h w", v=V)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[None]
         if mask is not None and len(mask) != len(images):
             raise ValueError(f"There are {len(images)} images but {len(mask)} masks: give as many.")
         masks = rearrange(mask, "(v f) h w -> v f h w", v=V) if mask is not None else None
@@ -322,6 +326,7 @@ class ViewsToVideo(io.ComfyNode):
     def execute(cls, views: Views, view: int) -> io.NodeOutput:
         view = pick_view(views, view)
         frames = grid_video(views) if view == -1 else as_pictures(views)[view]
+        frames = even_sized(frames)  # core's Save Video refuses odd sizes
         rate = Fraction(views.fps).limit_denominator(1001)
         return io.NodeOutput(
             InputImpl.VideoFromComponents(
@@ -330,15 +335,20 @@ class ViewsToVideo(io.ComfyNode):
         )
 
 
-def encode_views(
-    vae, frames: Tensor, on_step=None
-) -> Tensor:  # [V, F, 3, H, W] -> [V, 16, T, h, w]
-    """Every view through the VAE as a video of its own (a plain VAE Encode would join them)."""
-    if vae.latent_dim != 3:
+def _check_video_vae(vae) -> None:
+    # `not_video` marks 3D VAEs that ComfyUI feeds frame by frame.
+    if vae.latent_dim != 3 or vae.not_video:
         raise ValueError(
             "'vae' is one for still pictures; views need a video VAE such as Wan's "
             "(turnaround_tiny_vae or wan_2.1_vae)."
         )
+
+
+def encode_views(
+    vae, frames: Tensor, on_step=None
+) -> Tensor:  # [V, F, 3, H, W] -> [V, 16, T, h, w]
+    """Every view through the VAE as a video of its own (a plain VAE Encode would join them)."""
+    _check_video_vae(vae)
     latents = []
     for v, view in enumerate(frames):
         latents.append(vae.encode(frames_to_image(view)))
@@ -349,6 +359,7 @@ def encode_views(
 
 def decode_views(vae, samples: Tensor, on_step=None) -> Tensor:  # -> [V, F, 3, H, W]
     """Every view through the VAE; a plain VAE Decode would flatten views into frames."""
+    _check_video_vae(vae)
     views = []
     for v in range(len(samples)):
         images = vae.decode(samples[v : v + 1])  # [1, F, H, W, 3]
@@ -462,6 +473,19 @@ class PreviewViews(io.ComfyNode):
         )
 
 
+LABEL_LENGTH = 40
+"""Characters of a camera's name that go into a file name; file systems stop at 255 bytes."""
+
+
+def _check_prefix(prefix: str) -> None:
+    path = Path(prefix)
+    if not prefix.strip(" ./\\") or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"'filename_prefix' is '{prefix}', but files go only below ComfyUI's output folder: "
+            "use a name such as 'turnaround/performer'."
+        )
+
+
 class SaveViews(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -485,6 +509,7 @@ class SaveViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, views: Views, filename_prefix: str, quality: int) -> io.NodeOutput:
+        _check_prefix(filename_prefix)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
@@ -493,7 +518,7 @@ class SaveViews(io.ComfyNode):
         for v, (label, frames) in enumerate(
             zip(view_labels(views), as_pictures(views), strict=True)
         ):
-            safe = "".join(c for c in label if c.isalnum() or c in "-_")
+            safe = "".join(c for c in label if c.isalnum() or c in "-_")[:LABEL_LENGTH]
             write_mp4(Path(folder) / f"{stem}view{v:02}_{safe}.mp4", frames, views.fps, quality)
             bar(v + 1, len(views) + 1)
         file = f"{stem}grid.mp4"

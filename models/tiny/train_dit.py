@@ -93,17 +93,19 @@ def add_sync(dit: torch.nn.Module, sync: ViewSync) -> dict:
 
 
 @torch.no_grad()
-def encode_scenes(folder: Path, vae_weights: Path, seconds: float, stills: int) -> None:
+def encode_scenes(folder: Path, vae_weights: Path, seconds: float, stills: int, seed: int) -> None:
     """Encode rendered scenes that have no latents yet, until the time is over.
 
     `stills` > 0 encodes that many single frames of a scene instead of its clip: a hundredth of the
-    work, and most of what there is to learn about completing a view.
+    work, and most of what there is to learn about completing a view. Processes with different
+    seeds share the work by going through the scenes in different orders.
     """
     vae = build_vae().eval()
     vae.load_state_dict(load_file(vae_weights))
     use_single_frame_convolutions()
     stop = time.monotonic() + seconds
-    for path in sorted(folder.glob("*.npz")):
+    paths = sorted(folder.glob("*.npz"))
+    for path in (paths[i] for i in np.random.default_rng(seed).permutation(len(paths))):
         target = path.with_suffix(".stills" if stills else ".latents")
         if target.exists():
             continue
@@ -117,9 +119,7 @@ def encode_scenes(folder: Path, vae_weights: Path, seconds: float, stills: int) 
                 z = vae.quant_conv(vae.encoder(pictures))[:, :16]
                 latents[name] = rearrange(z, "(v s) c 1 h w -> v c s h w", s=stills).half()
             else:
-                latents[name] = torch.cat(
-                    [vae.encode(c[None]).latent_dist.mode() for c in clips]
-                ).half()
+                latents[name] = vae.encode(clips).latent_dist.mode().half()
         partial = target.with_suffix(".tmp")
         save_file({k: v.contiguous() for k, v in latents.items()}, partial)
         partial.rename(target)
@@ -261,7 +261,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.encode:
         torch.set_num_threads(args.threads)
-        encode_scenes(args.data, args.encode, 60 * args.minutes, args.still_frames)
+        encode_scenes(args.data, args.encode, 60 * args.minutes, args.still_frames, args.seed)
     elif args.export:
         weights = load_file(args.out)
         native = weights if args.sync else dit_to_native(weights)

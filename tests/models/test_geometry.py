@@ -1,0 +1,188 @@
+"""Conditions against a ball seen from the front: seen, unseen and empty from every side."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from turnaround.models.cameras import Rig, intrinsics, orbit_rig
+from turnaround.models.geometry import BACKGROUND, encode_normals, render_conditions
+from turnaround.models.points import OrientedPoints, points_from_depth, unproject_depth
+
+SIZE, RADIUS, DISTANCE = 64, 0.5, 3.0
+FOV = math.radians(30)
+
+
+def rig(*degrees, size=SIZE, fov=FOV):
+    azimuths = torch.tensor([math.radians(d) for d in degrees])
+    return orbit_rig(azimuths, torch.zeros(len(degrees)), DISTANCE, fov, size, size)
+
+
+def front_half(frames=1, count=6000):
+    """The half of a ball that the source sees, evenly covered (a Fibonacci spiral)."""
+    i = torch.arange(count) + 0.5
+    height, turn = i / count, i * math.pi * (3 - 5**0.5)
+    flat = (1 - height**2).sqrt()
+    normals = torch.stack([flat * turn.cos(), flat * turn.sin(), -height], dim=1)
+    N = count * frames
+    return OrientedPoints(
+        (RADIUS * normals).repeat(frames, 1),
+        normals.repeat(frames, 1),
+        torch.tensor([0.8, 0.3, 0.1]).expand(N, 3),
+        # Half the spacing of points that share the half ball's area evenly.
+        torch.full((N,), RADIUS * (2 * math.pi / count) ** 0.5 / 2),
+        torch.ones(N),
+        torch.arange(frames + 1) * count,
+        rig(0),
+    )
+
+
+def disc(size=SIZE, fov=FOV):
+    """Pixels whose ray meets the ball."""
+    K = intrinsics(fov, size, size)
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    slope = ((x - K[0, 2]) ** 2 + (y - K[1, 2]) ** 2).sqrt() / K[0, 0]
+    return slope < math.tan(math.asin(RADIUS / DISTANCE))
+
+
+def overlap(a, b):
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_from_the_front_everything_is_seen_and_its_outline_is_right():
+    drawn = render_conditions(front_half(), rig(0))
+    # A ball's outline from 3 m lies a little before its equator; splats add half a pixel.
+    assert overlap(drawn.visibility[0, 0] == 1, disc()) > 0.92
+    assert (drawn.visibility[0, 0] == 0.5).float().mean() < 0.03
+
+
+def test_normals_from_the_front_are_right_to_three_degrees():
+    # A pixel of 128 spans 1.5 degrees in the ball's middle, 3 at the rim that is looked at.
+    size = 2 * SIZE
+    drawn = render_conditions(front_half(count=24000), rig(0, size=size))
+    K = intrinsics(FOV, size, size)
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    rays = torch.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], torch.ones_like(x)], -1)
+    a, b = rays.square().sum(-1), rays[..., 2] * DISTANCE
+    depth = (b - (b * b - a * (DISTANCE**2 - RADIUS**2)).clamp(min=0).sqrt()) / a
+    true = F.normalize(rays * depth[..., None] - torch.tensor([0, 0, DISTANCE]), dim=-1)
+    colors = drawn.normals[0, 0].permute(1, 2, 0) * 2 - 1
+    got = F.normalize(colors * torch.tensor([1.0, -1.0, -1.0]), dim=-1)
+    # Away from the outline, where one pixel spans many degrees.
+    inside = (true[..., 2] < -0.5) & disc(size)
+    angle = torch.rad2deg(torch.acos((true * got).sum(-1)[inside].clamp(-1, 1)))
+    assert angle.median() < 1.5 and angle.mean() < 2 and angle.quantile(0.9) < 3
+
+
+def test_from_behind_everything_is_black_with_the_right_silhouette():
+    drawn = render_conditions(front_half(), rig(180))
+    body = drawn.visibility[0, 0] > 0
+    assert (drawn.visibility[0, 0] == 1).sum() == 0
+    assert overlap(body, disc()) > 0.92
+    for picture in (drawn.normals[0, 0], drawn.partial[0, 0]):
+        assert (picture[:, body] == 0).all() and (picture[:, ~body] == BACKGROUND).all()
+
+
+def test_from_the_side_half_of_the_ball_is_there_and_seen():
+    drawn = render_conditions(front_half(), rig(90))
+    body = drawn.visibility[0, 0] > 0
+    # Half of the ball, and the half pixel that splats add around it.
+    assert abs(float(body.sum() / disc().sum()) - 0.5) < 0.08
+    assert (drawn.visibility[0, 0] == 1).sum() > 0.9 * body.sum()
+    # The camera at +x has the source's side, -z, on its left; splats add a pixel.
+    assert body[:, : SIZE // 2 + 1].sum() > 0.97 * body.sum()
+
+
+def test_colours_of_the_unseen_side_are_kept_on_request():
+    drawn = render_conditions(front_half(), rig(180), "kept")
+    body = drawn.visibility[0, 0] == 0.5
+    assert torch.allclose(drawn.partial[0, 0][:, body], torch.tensor([[0.8], [0.3], [0.1]]))
+    assert (drawn.normals[0, 0][:, body] == 0).all()
+
+
+def test_normal_colours_are_right_green_up_and_blue_towards_the_camera():
+    axes = torch.tensor([[1.0, 0, 0], [0, -1.0, 0], [0, 0, -1.0]])
+    assert torch.equal(encode_normals(axes), torch.eye(3) * 0.5 + 0.5)
+
+
+def seen_half(size=SIZE):
+    """The ball as one point a source pixel, from its exact depth."""
+    K = intrinsics(FOV, size, size)
+    rays = unproject_depth(torch.ones(1, size, size), K)[0]
+    a, b = rays.square().sum(0), rays[2] * DISTANCE
+    inner = (b * b - a * (DISTANCE**2 - RADIUS**2)).clamp(min=0)
+    depth = torch.where(inner > 0, (b - inner.sqrt()) / a, 0.0)[None]
+    return points_from_depth(torch.full((1, 3, size, size), 0.4), depth, (depth > 0).float(), K)
+
+
+def holes(body):
+    """Empty pixels that the body encloses."""
+    empty = np.pad(~body.numpy(), 1, constant_values=True).astype(np.uint8)
+    count, labels = cv2.connectedComponents(empty, connectivity=4)
+    return int(((labels > 0) & (labels != labels[0, 0])).sum()) if count > 1 else 0
+
+
+@pytest.mark.parametrize("zoom", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("degrees", [0, 30, 45, 180])
+def test_no_holes_up_to_a_zoom_of_two(zoom, degrees):
+    # The source's field of view in more pixels, so that the whole ball stays in the picture.
+    points = seen_half()
+    distance = -float(points.source.centers[0, 2])
+    camera = orbit_rig(
+        torch.tensor([math.radians(degrees)]), torch.zeros(1), distance, FOV, SIZE, SIZE
+    ).resized(int(zoom * SIZE), int(zoom * SIZE))
+    body = render_conditions(points, camera).visibility[0, 0] > 0
+    assert body.sum() > 100 and holes(body) == 0
+
+
+def test_depth_is_that_of_the_nearest_point():
+    drawn = render_conditions(front_half(), rig(0))
+    middle = drawn.depth[0, 0, SIZE // 2, SIZE // 2]
+    assert abs(float(middle) - (DISTANCE - RADIUS)) < 0.01
+    assert (drawn.depth[drawn.visibility == 0] == 0).all()
+
+
+def test_views_and_frames_together_equal_one_at_a_time():
+    points, cameras = front_half(3, 500), rig(0, 100, 200)
+    whole = render_conditions(points, cameras)
+    for v in range(3):
+        for f in range(3):
+            one = render_conditions(points, cameras.select([v]), frames=range(f, f + 1))
+            for name in ("partial", "normals", "visibility", "depth"):
+                assert torch.equal(getattr(one, name)[0, 0], getattr(whole, name)[v, f])
+
+
+def test_turning_rig_and_world_together_changes_nothing():
+    points, cameras = front_half(count=1500), rig(20, 140)
+    turn = torch.eye(4)
+    turn[0, 0] = turn[2, 2] = math.cos(0.7)
+    turn[0, 2], turn[2, 0] = math.sin(0.7), -math.sin(0.7)
+    turned = OrientedPoints(
+        points.positions @ turn[:3, :3].T, points.normals @ turn[:3, :3].T, points.colors,
+        points.radii, points.confidences, points.frame_offsets, points.source,
+    )  # fmt: skip
+    moved = Rig(cameras.K, cameras.T_camera_world @ turn.T, SIZE, SIZE)
+    a, b = render_conditions(points, cameras), render_conditions(turned, moved)
+    # Rounding may move a splat over a pixel's border here and there.
+    assert (a.visibility != b.visibility).float().mean() < 1e-3
+    assert ((a.normals - b.normals).abs() > 1e-3).float().mean() < 5e-3
+
+
+def test_progress_counts_views():
+    steps = []
+    render_conditions(
+        front_half(count=50), rig(0, 90), on_step=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_empty_cloud_is_refused():
+    points = front_half(count=50)
+    none = torch.zeros(0, 3)
+    empty = OrientedPoints(
+        none, none, none, none[:, 0], none[:, 0], torch.tensor([0, 0]), points.source
+    )
+    with pytest.raises(ValueError, match="The cloud has no points"):
+        render_conditions(empty, rig(0))
