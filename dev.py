@@ -264,17 +264,33 @@ def api_graph(workflow: dict, object_info: dict) -> dict:
     return prompt
 
 
-def _watch(host: Host, prompt: dict, titles: dict[str, str]) -> tuple[dict, dict[str, float], int]:
-    """Run a graph; print each node as it runs. Gives history, seconds a node, peak memory."""
+def _watch(
+    host: Host, prompt: dict, titles: dict[str, str]
+) -> tuple[dict, dict[str, float], dict[str, int]]:
+    """Run a graph; print each node as it runs. Gives history, seconds and peak bytes by node."""
     import asyncio
 
     import aiohttp
 
     seconds: dict[str, float] = {}
-    peak = 0
+    peaks: dict[str, int] = {}
+    node: str | None = None
+
+    async def watch_memory() -> None:
+        while True:
+            if node is not None:
+                peaks[node] = max(peaks.get(node, 0), host.memory())
+            await asyncio.sleep(0.1)
 
     async def follow() -> str:
-        nonlocal peak
+        watcher = asyncio.create_task(watch_memory())
+        try:
+            return await run()
+        finally:
+            watcher.cancel()
+
+    async def run() -> str:
+        nonlocal node
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(f"{host.url}/ws?clientId=dev", max_msg_size=0) as ws,
@@ -284,9 +300,8 @@ def _watch(host: Host, prompt: dict, titles: dict[str, str]) -> tuple[dict, dict
                 if answer.status != 200:
                     raise RuntimeError(await answer.text())
                 prompt_id = (await answer.json())["prompt_id"]
-            node, since, told = None, time.monotonic(), 0.0
+            since, told = time.monotonic(), 0.0
             async for message in ws:
-                peak = max(peak, host.memory())
                 if message.type != aiohttp.WSMsgType.TEXT:
                     continue
                 event = json.loads(message.data)
@@ -306,7 +321,7 @@ def _watch(host: Host, prompt: dict, titles: dict[str, str]) -> tuple[dict, dict
         raise RuntimeError("ComfyUI closed the connection:\n" + host.log_text()[-3000:])
 
     prompt_id = asyncio.run(follow())
-    return host.wait(prompt_id, 60), seconds, peak
+    return host.wait(prompt_id, 60), seconds, peaks
 
 
 def demo() -> None:
@@ -319,7 +334,7 @@ def demo() -> None:
         prompt = api_graph(workflow, host.get("/object_info"))
         titles = {str(n["id"]): n.get("title") or n["type"] for n in workflow["nodes"]}
         say(f"Running {FLAGSHIP.name} ({'CUDA' if has_cuda() else 'CPU'})")
-        entry, seconds, peak = _watch(host, prompt, titles)
+        entry, seconds, peaks = _watch(host, prompt, titles)
         if entry["status"]["status_str"] != "success":
             raise SystemExit(f"The workflow failed: {entry['status']['messages'][-1]}")
         files = [
@@ -331,12 +346,10 @@ def demo() -> None:
             for f in output.get("images", [])
         ]
         page = write_page(host.base / "output", files)
-    say("Seconds by node:")
+    say("Seconds and peak memory (GiB, of the whole ComfyUI) by node:")
     for node, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        say(f"  {spent:7.1f}  {titles[node]}")
-    say(
-        f"Peak memory of ComfyUI: {peak / 2**30:.2f} GiB; all in all {time.monotonic() - began:.0f} s"
-    )
+        say(f"  {spent:7.1f}  {peaks.get(node, 0) / 2**30:6.2f}  {titles[node]}")
+    say(f"All in all {time.monotonic() - began:.0f} s")
     for file in files:
         say(f"  {file}")
     say(f"Contact sheet: {page}")
@@ -362,7 +375,7 @@ def write_page(folder: Path, files: list[Path]) -> Path:
 
 
 def test(arguments: list[str]) -> None:
-    """Style, packaging, then pytest (host and browser included)."""
+    """Style, then pytest (host and browser included)."""
     tree = setup()
     python = str(venv_python())
     say("ruff")

@@ -234,11 +234,16 @@ def framing_distance(
     """How far a camera must stand so that an upright cylinder around the origin fits the picture."""
     tan_y = math.tan(fov / 2)
     tan_x = tan_y * width / height
-    level, steep = abs(math.cos(elevation)), abs(math.sin(elevation))
-    # The near rim of the cylinder is what comes closest to the picture's border.
-    near = half_width * level + half_height * steep
-    half_picture = half_height * level + half_width * steep
-    return FRAMING_MARGIN * (near + max(half_picture / tan_y, half_width / tan_x))
+    level, steep = math.cos(elevation), abs(math.sin(elevation))
+    # A point that lies `ahead` of the middle, towards the camera, and `off` the axis needs the
+    # distance ahead + off / tan. For the height the worst of both rims is straight before or behind
+    # the axis; for the width it lies on the nearer rim, somewhere between the front and the side.
+    rims = [
+        (end, side) for end in (-half_height, half_height) for side in (-half_width, half_width)
+    ]
+    tall = max(e * steep + s * level + abs(e * level - s * steep) / tan_y for e, s in rims)
+    wide = half_height * steep + half_width * math.hypot(level, 1 / tan_x)
+    return FRAMING_MARGIN * max(tall, wide)
 
 
 def project(
@@ -350,7 +355,7 @@ def _load3d_numbers(camera: dict, part: str, keys: str, number: int) -> dict[str
     """The named numbers of one part of a LOAD3D_CAMERA."""
     try:
         values = {key: float(camera[part][key]) for key in keys}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         values = {}
     if not values or not all(map(math.isfinite, values.values())):
         raise ValueError(
@@ -365,7 +370,7 @@ def _load3d_factor(camera: dict, key: str, default: float, number: int) -> float
     given = camera.get(key) or default
     try:
         value = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 < value < math.inf:
         raise ValueError(

@@ -94,11 +94,8 @@ def render_conditions(
     rig: Rig,
     back_colors: BackColors = "blanked",
     on_step: Callable[[int, int], None] | None = None,
-    frames: range | None = None,  # which frames of the cloud, in one step; None = all
 ) -> Conditions:
     """Draw the points into every camera of the rig, one view at a time."""
-    if frames is not None:
-        points = points.clip(frames.start, frames.stop)
     if not len(points.positions):
         raise ValueError("The cloud has no points: check the mask and the depth it was made from.")
     views = []

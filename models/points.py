@@ -3,12 +3,12 @@
 Stage: depth + mask + intrinsics -> oriented partial point cloud (MV-Performer, geometry stage).
 Frame: world of the pack (x right, y down, z forward, metres), origin at the performer's centre, the
 source camera at (0, 0, -distance) looking along +z. Departure from the paper: normals come from
-the depth itself where none are given.
+the depth itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -73,25 +73,6 @@ class OrientedPoints:
     def frame(self, f: int) -> slice:
         """Where the points of frame f stand."""
         return slice(int(self.frame_offsets[f]), int(self.frame_offsets[f + 1]))
-
-    def clip(self, start: int, stop: int) -> OrientedPoints:
-        """The points of frames [start, stop)."""
-        if not 0 <= start < stop <= self.frame_count:
-            raise ValueError(
-                f"The cloud has frames 0 to {self.frame_count - 1}, so frames {start} to "
-                f"{stop - 1} cannot be taken from it."
-            )
-        low, high = int(self.frame_offsets[start]), int(self.frame_offsets[stop])
-        parts = ("positions", "normals", "colors", "radii", "confidences")
-        return replace(
-            self,
-            frame_offsets=self.frame_offsets[start : stop + 1] - low,
-            **{name: getattr(self, name)[low:high] for name in parts},
-        )
-
-    def centroid(self) -> Tensor:  # [3] world, metres
-        """The mean point of the clip."""
-        return self.positions.mean(0)
 
     def extent(self) -> tuple[float, float]:
         """Half-width (largest horizontal distance from the up axis) and half-height, metres.
@@ -192,7 +173,6 @@ def points_from_depth(
     K: Tensor,  # [3, 3] pixels
     erosion: int = 1,
     fps: float = 16.0,
-    normals: Tensor | None = None,  # [F, 3, H, W] source camera frame; None = from the depth
 ) -> OrientedPoints:
     """Unproject the masked depth to oriented, coloured points around the performer's centre."""
     known = depth.isfinite() & (depth > 0) & (masks > 0.5)
@@ -203,12 +183,7 @@ def points_from_depth(
         )
     depth = torch.where(known, depth, 0.0).float()
     points = unproject_depth(depth, K)
-    if normals is None:
-        normals = normals_from_depth(points, known)
-    else:
-        normals = F.normalize(normals.float().nan_to_num(0, 0, 0), dim=1)
-        away = (normals * points).sum(1, keepdim=True) > 0
-        normals = torch.where(away, -normals, normals)
+    normals = normals_from_depth(points, known)
     cosine = -(normals * F.normalize(points, dim=1)).sum(1)
     keep = erode(known, erosion) & (cosine > GRAZING_COSINE)
     if not keep.any():

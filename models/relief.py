@@ -2,12 +2,12 @@
 
 The relief inflates a mask like a balloon: h solves the Poisson equation -laplace(h) = 2 inside the
 mask with h = 0 on its border, and sqrt(h) is the height over the silhouette plane; a long limb
-becomes a half cylinder, a disc a dome of 0.71 of its radius. It is a guess, plausible for a limb or a torso, and every caller says so.
+becomes a half cylinder, a disc a dome of 0.71 of its radius. It is a guess, plausible for a limb
+or a torso, and every caller says so.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -79,12 +79,25 @@ def relief_depth(
     return torch.where(masks > 0.5, distance - smooth, 0.0)
 
 
+def _opencv():
+    """OpenCV, or a sentence: it is needed only where a mask has to be guessed."""
+    try:
+        import cv2
+    except ImportError:
+        raise ValueError(
+            "There is no mask, and guessing one needs the package opencv-python, which is not "
+            "installed: connect a 'mask', or install opencv-python and restart ComfyUI."
+        ) from None
+    return cv2
+
+
 BAND = 3
 """Pixels on each side of a guessed outline that GrabCut may change."""
 
 
 def _refine(frame: np.ndarray, found: np.ndarray) -> np.ndarray:
     """GrabCut in a narrow band along the outline; the first guess where it fails."""
+    cv2 = _opencv()
     kernel = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
     inner = cv2.erode(found.astype(np.uint8), kernel)
     outer = cv2.dilate(found.astype(np.uint8), kernel)
@@ -109,6 +122,7 @@ def mask_from_plain_background(
 
     GrabCut then decides the outline, where colours mix.
     """
+    cv2 = _opencv()
     masks = []
     for frame in (frames.movedim(1, -1) * 255).round().byte().cpu().numpy():
         border = np.concatenate([frame[:2].reshape(-1, 3), frame[:, :2].reshape(-1, 3),

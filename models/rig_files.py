@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
@@ -50,16 +51,18 @@ def rig_from_text(
     """The rig in a file's text."""
     try:
         if name.lower().endswith(".toml"):
-            cameras = _anipose(tomllib.loads(text))
+            read, content = _anipose, tomllib.loads(text)
         elif text.lstrip().startswith("<"):
-            cameras = _qualisys(ElementTree.fromstring(text.strip()))
+            read, content = _qualisys, ElementTree.fromstring(text.strip())
         else:
             content = json.loads(text)
             frames = isinstance(content, dict) and "frames" in content
-            cameras = _transforms(content) if frames else _camera_list(content)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, ElementTree.ParseError,
-            RecursionError) as error:  # fmt: skip
+            read = _transforms if frames else _camera_list
+    # JSON's and TOML's own errors are ValueErrors, and so are numbers of thousands of digits.
+    except (ValueError, ElementTree.ParseError, RecursionError) as error:
         raise ValueError(f"{name} is not a camera file that can be read: {FORMATS}.") from error
+    try:
+        cameras = read(content)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if not cameras:
@@ -109,10 +112,10 @@ def _first(table: dict, keys: Iterable[str], where: str):
 def _number(value, key: str, where: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where} has '{key}' = {str(value)[:40]!r}, which must be a number.")
+        raise ValueError(f"{where} has '{key}' = {reprlib.repr(value)}, which must be a number.")
     return number
 
 
@@ -149,10 +152,17 @@ def _inverse(pose: Tensor, key: str, where: str) -> Tensor:
     return torch.linalg.inv(pose)
 
 
-def _intrinsics(value, where: str) -> Tensor:
+def _intrinsics(value, key: str, where: str) -> Tensor:
     """K from a 3x3 matrix or from fx, fy, cx, cy."""
-    K = _numbers(value, ((3, 3), (4,)), "K", where)
-    return _K(*K.tolist()) if K.shape == (4,) else K
+    K = _numbers(value, ((3, 3), (4,)), key, where)
+    if K.shape == (4,):
+        return _K(*K.tolist())
+    if (K[2] - torch.tensor([0, 0, 1])).abs().max() > 1e-6:
+        raise ValueError(
+            f"{where} has a '{key}' whose last row is not 0, 0, 1, so it is transposed or scaled: "
+            "write it as rows fx 0 cx, 0 fy cy, 0 0 1."
+        )
+    return K
 
 
 def _K(fx: float, fy: float, cx: float, cy: float) -> Tensor:
@@ -259,7 +269,7 @@ def _anipose(content: dict) -> list[_Camera]:
     cameras = []
     for key in sorted(tables, key=_natural):
         camera, where = tables[key], f"table '{key}'"
-        K = _numbers(camera["matrix"], ((3, 3),), "matrix", where)
+        K = _intrinsics(camera["matrix"], "matrix", where)
         K[:2, 2] += OPENCV_PIXEL
         rotvec = _numbers(_first(camera, ["rotation"], where), ((3,),), "rotation", where)
         place = _numbers(_first(camera, ["translation"], where), ((3,),), "translation", where)
@@ -290,7 +300,7 @@ def _camera_list(content) -> list[_Camera]:
     for key, camera in items:
         where = f"camera '{key}'"
         camera = _table(camera, where)
-        K = _intrinsics(_first(camera, ("K", "intrinsics"), where), where)
+        K = _intrinsics(_first(camera, ("K", "intrinsics"), where), "K", where)
         given = next((k for k in CAMERA_TO_WORLD if camera.get(k) is not None), None)
         if given:
             pose = _inverse(_pose(camera[given], given, where), given, where)
@@ -336,7 +346,9 @@ def _qualisys(root: ElementTree.Element) -> list[_Camera]:
         )
         eye = torch.tensor([number(transform, k) for k in "xyz"], dtype=torch.float64) / 1000
         # The file's rounded digits are no exact rotation: take the nearest one.
-        u, _, vh = torch.linalg.svd(flip @ R)
+        u, stretch, vh = torch.linalg.svd(flip @ R)
+        if (stretch - 1).abs().max() > 0.01:
+            raise ValueError(f"{where} has a rotation that is not one: export the file again.")
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3] = u @ vh
         pose[:3, 3] = -pose[:3, :3] @ eye

@@ -245,10 +245,12 @@ def parse_indices(text: str, count: int) -> list[int]:
                 if max(first, last) >= count:
                     chosen.append(max(first, last))
                 else:
-                    chosen += range(first, last + 1) if first <= last else range(first, last - 1, -1)
+                    chosen += (
+                        range(first, last + 1) if first <= last else range(first, last - 1, -1)
+                    )
             elif part:
                 chosen.append(int(part))
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: a slice of more than three parts
         raise ValueError(
             f"'{text}' is no list of views: write numbers and ranges such as 0,2,4-6 or ::2."
         ) from None

@@ -12,10 +12,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.cameras import Rig
-from ..models.views import Views, as_pictures, grid_picture, label_pictures, resize_frames
+from ..models.views import Views, grid_picture, label_pictures, resize_frames
 from . import patch, run
 from .sockets import RIG, SYNC, VIEWS
-from .views import encode_views, snapped
+from .views import encode_views, fit_to_vae
 
 CATEGORY = "Turnaround/4 sampling"
 TEXT_CHANNELS = 4096
@@ -86,17 +86,6 @@ class ViewSyncNode(io.ComfyNode):
         )
 
 
-def fit_condition(views: Views) -> tuple[Tensor, str]:
-    """Frames [V, F, 3, H, W] at a size and length that the VAE takes, and a note."""
-    frames = as_pictures(views)
-    count, H, W = frames.shape[1], *frames.shape[-2:]
-    new_count, width, height, note = snapped(count, W, H)
-    frames = frames[:, :new_count]
-    if (width, height) != (W, H):
-        frames = torch.stack([resize_frames(f, width, height) for f in frames])
-    return frames, note
-
-
 class MultiViewConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -135,7 +124,7 @@ class MultiViewConditioning(io.ComfyNode):
                 f"'partial' has {a[0]} views x {a[1]} frames of {a[4]}x{a[3]} but 'normals' "
                 f"{b[0]} x {b[1]} of {b[4]}x{b[3]}: take both from the same Render Conditions."
             )
-        (colors, note), (maps, _) = fit_condition(partial), fit_condition(normals)
+        (colors, note), (maps, _) = fit_to_vae(partial), fit_to_vae(normals)
         run.say(cls, note)
         V = len(colors)
         bar = run.progress(2 * V)
@@ -153,30 +142,34 @@ class MultiViewConditioning(io.ComfyNode):
         return io.NodeOutput(positive, negative, {"samples": empty, "turnaround_views": V}, note)
 
 
-def check_channels(model, positive, samples: Tensor) -> None:
+def check_channels(model, positive, negative, samples: Tensor) -> None:
     """One sentence when model, conditions and latent don't belong together."""
-    image = next((c[1]["concat_latent_image"] for c in positive if "concat_latent_image" in c[1]),
-                 None)  # fmt: skip
+    images = [
+        (socket, values["concat_latent_image"])
+        for socket, conditions in (("positive", positive), ("negative", negative))
+        for _, values in conditions
+        if "concat_latent_image" in values
+    ]
     channels = patch.input_channels(model)
-    if image is None:
-        if channels == samples.shape[1]:
-            return
+    if all(socket != "positive" for socket, _ in images) and channels != samples.shape[1]:
         raise ValueError(
             f"The model takes {channels} channels but 'positive' carries no view conditions: "
             "connect Multi-View Conditioning."
         )
-    brought = samples.shape[1] + image.shape[1]
-    if channels not in (brought, brought + MASK_CHANNELS):
-        raise ValueError(
-            f"The model takes {channels} input channels but latent and conditions bring "
-            f"{brought}: load a model made for partial colour and normals, such as "
-            "turnaround_tiny_dit."
-        )
-    if len(image) not in (1, len(samples)) or image.shape[2:] != samples.shape[2:]:
-        raise ValueError(
-            f"The conditions have shape {list(image.shape)} but the latent {list(samples.shape)}: "
-            "views, frames and size must agree; use the latent of Multi-View Conditioning."
-        )
+    for socket, image in images:
+        brought = samples.shape[1] + image.shape[1]
+        if channels not in (brought, brought + MASK_CHANNELS):
+            raise ValueError(
+                f"The model takes {channels} input channels but latent and conditions bring "
+                f"{brought}: load a model made for partial colour and normals, such as "
+                "turnaround_tiny_dit."
+            )
+        if len(image) not in (1, len(samples)) or image.shape[2:] != samples.shape[2:]:
+            raise ValueError(
+                f"The conditions of '{socket}' have shape {list(image.shape)} but the latent "
+                f"{list(samples.shape)}: views, frames and size must agree; use the latent of "
+                "Multi-View Conditioning."
+            )
 
 
 def latent_previewer(model):
@@ -271,7 +264,8 @@ class MultiViewSampler(io.ComfyNode):
                 f"The rig has {len(rig)} cameras but the latent {len(samples)} views: connect the "
                 "rig that the conditions were rendered with."
             )
-        check_channels(model, positive, samples)
+        # At cfg 1 ComfyUI leaves the negative out.
+        check_channels(model, positive, negative if cfg != 1 else [], samples)
         if sync_strength > 0 and (sync is not None or not patch.has_view_sync(model)):
             model = patch.apply_view_sync(model, sync, len(samples), sync_strength)
         labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]

@@ -369,6 +369,17 @@ def decode_views(vae, samples: Tensor, on_step=None) -> Tensor:  # -> [V, F, 3, 
     return torch.stack(views)
 
 
+def fit_to_vae(views: Views) -> tuple[Tensor, str]:
+    """Frames [V, F, 3, H, W] at a size and length that the VAE takes, and a note."""
+    frames = as_pictures(views)
+    count, H, W = frames.shape[1], *frames.shape[-2:]
+    new_count, width, height, note = snapped(count, W, H)
+    frames = frames[:, :new_count]
+    if (width, height) != (W, H):
+        frames = torch.stack([resize_frames(f, width, height) for f in frames])
+    return frames, note
+
+
 class EncodeViews(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -391,12 +402,7 @@ class EncodeViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, views: Views, vae) -> io.NodeOutput:
-        frames = as_pictures(views)
-        count, H, W = frames.shape[1], *frames.shape[-2:]
-        new_count, width, height, note = snapped(count, W, H)
-        frames = frames[:, :new_count]
-        if (width, height) != (W, H):
-            frames = torch.stack([resize_frames(f, width, height) for f in frames])
+        frames, note = fit_to_vae(views)
         run.say(cls, note)
         samples = encode_views(vae, frames, run.progress(len(frames)))
         return io.NodeOutput({"samples": samples, "turnaround_views": len(samples)}, note)

@@ -95,6 +95,27 @@ def test_workflow_runs_to_its_files(server, dev, object_info, path):
     assert all(f.stat().st_size > 1000 for f in files)
 
 
+UNUSUAL = {
+    "one frame for 64 views": dict(frames=1, views=64, width=64, height=64),
+    "one view of 6 frames, 70x90": dict(frames=6, views=1, width=70, height=90),
+}
+"""Changes of the flagship that must go through, snapped where video models ask for it."""
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_counts_and_sizes_go_through(server, dev, object_info, case):
+    flagship = json.loads((ROOT / "workflows" / "01_performer_turnaround.json").read_text())
+    prompt = dev.api_graph(flagship, object_info)
+    for node in prompt.values():
+        inputs = node["inputs"]
+        wanted = {**UNUSUAL[case], "steps": 1}
+        inputs.update({k: v for k, v in wanted.items() if isinstance(inputs.get(k), int)})
+    entry = server.wait(server.queue(prompt), seconds=300)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    saved = next(i for i, n in prompt.items() if n["class_type"] == "TurnaroundSaveViews")
+    assert entry["outputs"][saved]["images"]
+
+
 def test_bad_input_is_one_sentence_and_the_server_lives_on(server):
     """Depth that is far too near for the performer's size: the creator picked the wrong meaning."""
     prompt = {

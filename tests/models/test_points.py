@@ -53,11 +53,6 @@ def test_normals_face_the_source_camera():
     assert points.confidences.min() > 0 and points.confidences.max() <= 1
 
 
-def test_given_normals_are_used_and_turned_towards_the_camera():
-    points = cloud(normals=torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE))
-    assert torch.allclose(points.normals, torch.tensor([0.0, 0.0, -1.0]).expand_as(points.normals))
-
-
 def test_origin_is_inside_the_performer_and_the_source_looks_along_z():
     points = cloud()
     x, y, z = points.source.centers[0].tolist()
@@ -112,14 +107,6 @@ def test_depth_of_nothing_but_nan_is_refused():
         cloud(depth=torch.full((1, SIZE, SIZE), float("nan")))
 
 
-def test_clip_takes_frames_and_says_what_there_is():
-    points = cloud(3)
-    assert points.clip(1, 3).frame_count == 2
-    assert torch.equal(points.clip(1, 2).positions, points.positions[points.frame(1)])
-    with pytest.raises(ValueError, match="frames 0 to 2"):
-        points.clip(2, 4)
-
-
 def test_cloud_refuses_parts_that_do_not_fit():
     points = cloud()
     with pytest.raises(ValueError, match="radii"):
@@ -132,7 +119,6 @@ def test_extent_and_size_are_those_of_the_sphere():
     points = cloud()
     across, up = points.extent()
     assert 0.4 < across < 0.52 and 0.4 < up < 0.52
-    assert points.centroid().shape == (3,)
     assert points.get_ram_usage() > 11 * 4 * len(points.positions)
 
 

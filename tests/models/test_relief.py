@@ -1,5 +1,7 @@
 """Guessed relief and guessed mask: shapes whose answer is known."""
 
+import sys
+
 import pytest
 import torch
 from turnaround.models.relief import (
@@ -87,3 +89,9 @@ def test_only_the_largest_thing_is_kept():
 
 def test_plain_picture_has_an_empty_mask():
     assert mask_from_plain_background(torch.full((2, 3, 32, 32), 0.4)).sum() == 0
+
+
+def test_without_opencv_a_mask_cannot_be_guessed_and_the_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match="connect a 'mask', or install opencv-python"):
+        mask_from_plain_background(torch.rand(1, 3, 16, 16))

@@ -27,3 +27,84 @@ def _inference_mode():
 
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def one_thread():
+    """For layers that are too small to share between threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+TINY_DIM, TINY_BLOCKS = 128, 2
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Weights that keep signals near unit size, so that an error can't hide."""
+    import torch
+
+    def of(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+        weights = {}
+        for n, (name, value) in enumerate(module.state_dict().items()):
+            fan_in = value[0].numel() if value.ndim > 1 else TINY_DIM
+            generator = torch.Generator().manual_seed(seed + n)
+            weights[name] = torch.randn(value.shape, generator=generator) * fan_in**-0.5
+            if "norm" in name and name.endswith("weight"):
+                weights[name] += 1
+        return weights
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def wan_weights(randomise):
+    """Random weights of a tiny Wan of 2 blocks."""
+    import comfy.ldm.wan.model
+    import comfy.ops
+    import torch
+
+    def of(in_dim: int = 48) -> dict[str, torch.Tensor]:
+        dit = comfy.ldm.wan.model.WanModel(
+            in_dim=in_dim, dim=TINY_DIM, ffn_dim=256, num_heads=1, num_layers=TINY_BLOCKS,
+            operations=comfy.ops.disable_weight_init, dtype=torch.float32,
+        )  # fmt: skip
+        return randomise(dit, 0)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def wan(wan_weights):
+    """A tiny random Wan MODEL of 48 input channels, through ComfyUI's own detection."""
+    import comfy.sd
+    import torch
+
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model_state_dict(wan_weights())
+
+
+@pytest.fixture(scope="session")
+def make_sync(randomise):
+    """Random trained sync weights for the tiny Wan, as they travel on the socket."""
+    import comfy.model_patcher
+    import comfy.ops
+    import torch
+    from turnaround.models.view_sync import ViewSync
+
+    def of(blocks=range(TINY_BLOCKS), dim: int = TINY_DIM, seed: int = 1000):
+        layers = ViewSync(dim, blocks, operations=comfy.ops.manual_cast)
+        layers.load_state_dict(randomise(layers, seed))
+        cpu = torch.device("cpu")
+        return comfy.model_patcher.ModelPatcher(layers, load_device=cpu, offload_device=cpu)
+
+    return of
+
+
+@pytest.fixture
+def sync(make_sync):
+    return make_sync()

@@ -2,10 +2,8 @@
 
 import math
 
-import comfy.ldm.wan.model
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -16,10 +14,13 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 from torch import Tensor
 from turnaround.models.tiny.layout import dit_to_native
-from turnaround.models.view_sync import ViewSync, rotate
+from turnaround.models.view_sync import rotate
 from turnaround.nodes import patch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DIM, HEADS, BLOCKS = 128, 1, 2
+"""Of the tiny Wan in conftest.py."""
 VIEWS = 3
 SHAPE = (16, 2, 4, 6)
 GRID = (2, 2, 3)
@@ -28,42 +29,6 @@ TOKENS = math.prod(GRID)
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def randomise(module: torch.nn.Module, seed: int) -> dict[str, Tensor]:
-    """Weights that keep signals near unit size, so that an error can't hide."""
-    weights = {}
-    for n, (name, value) in enumerate(module.state_dict().items()):
-        fan_in = value[0].numel() if value.ndim > 1 else DIM
-        weights[name] = draw(*value.shape, seed=seed + n) * fan_in**-0.5
-        if "norm" in name and name.endswith("weight"):
-            weights[name] += 1
-    return weights
-
-
-def wan_weights(in_dim: int = 48, dim: int = DIM) -> dict[str, Tensor]:
-    dit = comfy.ldm.wan.model.WanModel(
-        in_dim=in_dim, dim=dim, ffn_dim=256, num_heads=dim // 128, num_layers=BLOCKS,
-        operations=comfy.ops.disable_weight_init, dtype=torch.float32,
-    )  # fmt: skip
-    return randomise(dit, 0)
-
-
-@pytest.fixture(scope="module")
-def wan():
-    return comfy.sd.load_diffusion_model_state_dict(wan_weights())
-
-
-def make_sync(blocks=range(BLOCKS), dim: int = DIM, seed: int = 1000):
-    layers = ViewSync(dim, blocks, operations=comfy.ops.manual_cast)
-    layers.load_state_dict(randomise(layers, seed))
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(layers, load_device=cpu, offload_device=cpu)
-
-
-@pytest.fixture
-def sync():
-    return make_sync()
 
 
 def conditioning(seed: int, views: slice = slice(None)) -> list:
@@ -220,9 +185,7 @@ def test_permuting_views_permutes_the_result(wan, sync, trained):
     order = torch.tensor([2, 0, 1])
     result = sample(synced)
     assert (result - sample(wan)).abs().max() > 1e-2
-    torch.testing.assert_close(
-        sample(synced, views=order), result[order], atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(sample(synced, views=order), result[order], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -312,7 +275,7 @@ class WeightedPatch(Probe):
         return moved
 
 
-def test_models_of_an_earlier_patch_are_loaded_and_moved_too(wan, sync):
+def test_models_of_an_earlier_patch_are_loaded_and_moved_too(wan, sync, make_sync):
     weights = make_sync(seed=5)
     other = wan.clone()
     other.set_model_patch_replace(WeightedPatch(weights), "dit", "double_block", 0)
@@ -323,7 +286,7 @@ def test_models_of_an_earlier_patch_are_loaded_and_moved_too(wan, sync):
     assert blocks["double_block", 0].previous.device == "cpu"
 
 
-def test_applying_twice_uses_both_weights_in_turn(wan):
+def test_applying_twice_uses_both_weights_in_turn(wan, make_sync):
     """Layers of two files on different blocks equal one file with both."""
     both = make_sync()
     parts = [make_sync(blocks=[i]) for i in range(BLOCKS)]
@@ -390,7 +353,12 @@ def test_clones_share_the_sync_weights(wan, sync):
 
 @pytest.mark.parametrize(
     ("start", "end", "on"),
-    [(0, 1, [1, 1, 1, 1]), (0, 0.3, [1, 1, 0, 0]), (0.3, 1, [0, 0, 1, 1]), (0.3, 0.6, [0, 0, 1, 0])],
+    [
+        (0, 1, [1, 1, 1, 1]),
+        (0, 0.3, [1, 1, 0, 0]),
+        (0.3, 1, [0, 0, 1, 1]),
+        (0.3, 0.6, [0, 0, 1, 0]),
+    ],
 )
 def test_start_and_end_percent(wan, sync, start, end, on):
     """Four steps of the simple schedule begin at 0, 25, 50 and 75 %."""
@@ -428,12 +396,12 @@ def test_model_that_is_no_wan_is_refused():
 
 
 @pytest.mark.parametrize(("blocks", "dim"), [(range(BLOCKS), 256), ([0, BLOCKS], DIM)])
-def test_sync_weights_of_another_model_are_refused(wan, blocks, dim):
+def test_sync_weights_of_another_model_are_refused(wan, make_sync, blocks, dim):
     with pytest.raises(ValueError, match="choose the sync file that belongs to the model"):
         patch.apply_view_sync(wan, make_sync(blocks, dim))
 
 
-def test_model_with_tokens_of_its_own_is_refused():
+def test_model_with_tokens_of_its_own_is_refused(wan_weights, make_sync):
     """Wan Fun checkpoints with `ref_conv` put a reference picture before the video's tokens."""
     weights = wan_weights(in_dim=16)
     weights["ref_conv.weight"], weights["ref_conv.bias"] = draw(DIM, 16, 2, 2), draw(DIM)
@@ -462,7 +430,7 @@ def test_sync_file_loads_and_runs_in_the_models_precision(wan, sync, tmp_path, d
     )
 
 
-def test_dit_trained_with_diffusers_runs_natively_the_same():
+def test_dit_trained_with_diffusers_runs_natively_the_same(randomise):
     diffusers = pytest.importorskip("diffusers")
     trained = diffusers.WanTransformer3DModel(
         num_attention_heads=HEADS, attention_head_dim=128, in_channels=48, out_channels=16,
