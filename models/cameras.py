@@ -462,10 +462,14 @@ def _meeting_point(
     point = middle + torch.linalg.solve(normal + 1e-9 * torch.eye(3, dtype=axes.dtype), offset)
     # The smallest eigenvalue is the mean squared sine between the axes: 1e-4 is about half a degree.
     if torch.linalg.eigvalsh(normal)[0] < 1e-4 * len(axes):
-        along = F.normalize(axes.mean(0), dim=0)
-        # The file's own origin is the better guess of where the performer is, if they see it.
-        reach = float(-middle @ along)
-        return middle + (reach if reach > 0.1 else LONE_DISTANCE) * along
+        opposite = axes @ axes[0] < 0
+        if not opposite.any():
+            along = F.normalize(axes.mean(0), dim=0)
+            # The file's own origin is the better guess of where the performer is, if they see it.
+            reach = float(-middle @ along)
+            return middle + (reach if reach > 0.1 else LONE_DISTANCE) * along
+        # Cameras that face each other along one line: midway between the two sides.
+        point = (eyes[opposite].mean(0) + eyes[~opposite].mean(0)) / 2
     if ((point - eyes) * axes).sum(1).median() <= 0:
         raise ValueError(
             "The cameras of the rig look away from each other, so they have no common middle: "

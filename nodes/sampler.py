@@ -230,7 +230,7 @@ class MultiViewSampler(io.ComfyNode):
                                 "a view."),
                 SYNC.Input("sync", optional=True,
                            tooltip="View-sync weights; without them the training-free form is "
-                           "used, or what View Sync has set up on this model."),
+                           "used. Unused when the model comes from View Sync."),
                 RIG.Input("rig", optional=True, tooltip="Labels the preview; its number of "
                           "cameras is checked."),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
@@ -251,6 +251,7 @@ class MultiViewSampler(io.ComfyNode):
                                "that comes from View Sync keeps its own setting."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Decode Views.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -266,7 +267,10 @@ class MultiViewSampler(io.ComfyNode):
             )
         # At cfg 1 ComfyUI leaves the negative out.
         check_channels(model, positive, negative if cfg != 1 else [], samples)
-        if sync_strength > 0 and (sync is not None or not patch.has_view_sync(model)):
+        if patch.has_view_sync(model):
+            # Twice would be too much of it.
+            run.say(cls, "the model comes from View Sync, whose setting counts" if sync else "")
+        elif sync_strength > 0:
             model = patch.apply_view_sync(model, sync, len(samples), sync_strength)
         labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))

@@ -323,11 +323,19 @@ def test_recentred_without_a_meeting_point_stands_before_the_origin(rig):
 
 @pytest.mark.parametrize("elevation", [-90, 90])
 def test_recentred_knows_the_azimuth_of_a_camera_0_that_looks_straight_down_or_up(elevation):
-    around = ring(*range(0, 360, 30))
-    rig = c.recentred(c.merge_rigs([ring(0, elevation=elevation), around]))
-    # The first camera's own up is level, so the common up leans by 1 in 12 (5 degrees).
-    apart = (rig.centers[1:] - around.centers).norm(dim=1)
-    assert float(apart.max()) < 0.3 and abs(float(rig.elevations[0])) > 80 * DEGREES
+    rig = c.merge_rigs([ring(0, 0, elevation=elevation), ring(0, 90, 180, 270)])
+    poses = rig.T_camera_world.clone()
+    poses[1, :2] *= -1  # turned half around, so that the common up stays upright
+    rig = Rig(rig.K, poses, 128, 160)
+    assert_same(c.recentred(rig), rig)
+
+
+@pytest.mark.parametrize("azimuths", [(0, 180), (0, 0, 180), (0, 180, 180)])
+def test_recentred_stands_midway_between_cameras_that_face_each_other(azimuths):
+    rig = ring(*azimuths)
+    moved = rig.T_camera_world.clone()
+    moved[:, :3, 3:] -= moved[:, :3, :3] @ torch.tensor([[1.0], [2.0], [5.0]])
+    assert_same(c.recentred(Rig(rig.K, moved, 128, 160)), rig)
 
 
 def test_recentred_cameras_without_a_common_up_stand_as_the_first():
@@ -338,12 +346,13 @@ def test_recentred_cameras_without_a_common_up_stand_as_the_first():
     torch.testing.assert_close(result.T_camera_world, rolled, atol=FLOAT, rtol=0)
 
 
-def test_recentred_refuses_cameras_that_look_away_from_each_other():
-    outward = look_at(ring(0, 120, 240).centers, torch.zeros(3))
-    outward[:, [0, 2], :3] *= -1  # about-turn on the spot: x and z of the camera
-    outward[:, [0, 2], 3] *= -1
+@pytest.mark.parametrize("azimuths", [(0, 120, 240), (0, 180)])
+def test_recentred_refuses_cameras_that_look_away_from_each_other(azimuths):
+    rig = ring(*azimuths)
+    outward = rig.T_camera_world.clone()
+    outward[:, [0, 2]] *= -1  # about-turn on the spot: x and z of the camera
     with pytest.raises(ValueError, match="look away from each other"):
-        c.recentred(Rig(ring(0, 120, 240).K, outward, 128, 160))
+        c.recentred(Rig(rig.K, outward, 128, 160))
 
 
 def test_plain_lenses_are_told_from_calibrated_ones():

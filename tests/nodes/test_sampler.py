@@ -105,6 +105,11 @@ def test_same_latents_as_view_sync_and_ksampler(wan, sync, trained, settings):
     assert (result - native(wan, **settings)).abs().max() > 1e-2
 
 
+def test_model_from_view_sync_keeps_its_setting(wan, sync):
+    before = view_sync(wan, sync, strength=0.4)
+    assert torch.equal(ours(before, sync=sync, sync_strength=1.0), native(before))
+
+
 @pytest.mark.parametrize("strength", [0.3, 2.0])
 def test_sync_strength_is_that_of_view_sync(wan, sync, strength):
     expected = native(view_sync(wan, sync, strength=strength))
