@@ -42,7 +42,6 @@ CHARACTERS = {
     "kira": (1.0, 0.64, 0.70, 0.48, 0.65, 0.7),
     "leo": (0.0, 0.60, 0.65, 0.45, 0.45, 0.7),
 }
-BODY_VERTICES = 13380
 EYE_FACES = ("helper-l-eye", "helper-r-eye")
 FRAME_OF_ANNY = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # left, back, up -> ours
 FRAME_OF_DEEPMIMIC = torch.tensor(

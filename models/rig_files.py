@@ -101,12 +101,17 @@ def _table(value, where: str) -> dict:
     return value
 
 
-def _first(table: dict, keys: Iterable[str], where: str):
-    """The value of the first key that the table has."""
+def _given(table: dict, keys: Iterable[str], where: str) -> str:
+    """The first of the keys that the table has."""
     for key in keys:
         if table.get(key) is not None:
-            return table[key]
+            return key
     raise ValueError(f"{where} has no '{next(iter(keys))}'; add it, or {FORMATS}.")
+
+
+def _first(table: dict, keys: Iterable[str], where: str):
+    """The value of the first key that the table has."""
+    return table[_given(table, keys, where)]
 
 
 def _number(value, key: str, where: str) -> float:
@@ -300,12 +305,12 @@ def _camera_list(content) -> list[_Camera]:
     for key, camera in items:
         where = f"camera '{key}'"
         camera = _table(camera, where)
-        K = _intrinsics(_first(camera, ("K", "intrinsics"), where), "K", where)
-        given = next((k for k in CAMERA_TO_WORLD if camera.get(k) is not None), None)
-        if given:
-            pose = _inverse(_pose(camera[given], given, where), given, where)
-        else:
-            pose = _pose(_first(camera, WORLD_TO_CAMERA, where), WORLD_TO_CAMERA[0], where)
+        lens = _given(camera, ("K", "intrinsics"), where)
+        K = _intrinsics(camera[lens], lens, where)
+        given = _given(camera, WORLD_TO_CAMERA + CAMERA_TO_WORLD, where)
+        pose = _pose(camera[given], given, where)
+        if given in CAMERA_TO_WORLD:
+            pose = _inverse(pose, given, where)
         width = _number(_first(camera, ("width", "image_width", "w"), where), "width", where)
         height = _number(_first(camera, ("height", "image_height", "h"), where), "height", where)
         name = camera.get("name", camera.get("camera_id", key))

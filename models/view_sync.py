@@ -78,7 +78,7 @@ class SyncLayer(nn.Module):
 
 
 def over_views(tokens: Tensor, views: int, grid: tuple[int, int, int], heads: int) -> Tensor:
-    """[n V, T h w, C] -> [n T, heads, V h w, d]: what attends together in `frame` mode."""
+    """[n V, T h w, C] -> [n T, heads, V h w, d]: one attention a latent frame, over all views."""
     T, h, w = grid
     return rearrange(
         tokens, "(n v) (t h w) (a d) -> (n t) a (v h w) d", v=views, t=T, h=h, w=w, a=heads

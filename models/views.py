@@ -136,10 +136,9 @@ def grid_columns(count: int) -> int:
 
 def grid_picture(
     pictures: Tensor,  # [N, 3, H, W]
-    columns: int | None = None,
 ) -> Tensor:  # [3, rows H, columns W]; unused places are black
     """Lay pictures out in rows."""
-    columns = columns or grid_columns(len(pictures))
+    columns = grid_columns(len(pictures))
     missing = -len(pictures) % columns
     filled = torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])])
     return rearrange(filled, "(r c) k h w -> k (r h) (c w)", c=columns)

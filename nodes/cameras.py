@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..models.cameras import (
+    LONE_DISTANCE,
     Rig,
     framing_distance,
     has_plain_lenses,
@@ -28,7 +29,6 @@ from .sockets import CLOUD, RIG
 
 CATEGORY = "Turnaround/3 cameras"
 RIG_FILES = (".json", ".toml", ".txt", ".xml")
-DEFAULT_DISTANCE = 3.2
 
 
 def size_inputs(width: int, height: int) -> list:
@@ -56,7 +56,7 @@ class OrbitRig(io.ComfyNode):
             display_name="Orbit Rig",
             category=CATEGORY,
             description="Cameras on a ring around the performer. Camera 0 stands where your own "
-            "camera stood, unless the start azimuth says otherwise.",
+            "camera stood, unless you turn or lift the ring.",
             inputs=[
                 io.Int.Input("views", default=8, min=1, max=64, tooltip="How many cameras."),
                 io.Float.Input("start_azimuth", default=0.0, min=-360.0, max=360.0, step=1.0,
@@ -71,11 +71,11 @@ class OrbitRig(io.ComfyNode):
                 io.Float.Input("layer_step", default=20.0, min=0.0, max=60.0, step=1.0,
                                tooltip="Degrees between the rings."),
                 io.Float.Input("fov", default=35.0, min=5.0, max=120.0, step=1.0,
-                               tooltip="Vertical field of view in degrees: 35 = portrait lens, "
+                               tooltip="Vertical field of view in degrees: 35 = ordinary lens, "
                                "60 = wide."),
                 io.Float.Input("distance", default=0.0, min=0.0, max=100.0, step=0.05,
                                tooltip="Metres from the performer; 0 = so that the whole performer "
-                               "fits (needs 'cloud'; without, 3.2 m)."),
+                               "fits, plus 12 percent (needs 'cloud'; without, 3.2 m)."),
                 *size_inputs(128, 160),
                 CLOUD.Input("cloud", optional=True,
                             tooltip="The performer, to frame; from Performer Geometry."),
@@ -100,7 +100,7 @@ class OrbitRig(io.ComfyNode):
             math.radians(layer_step),
         )
         if distance == 0:
-            distance = DEFAULT_DISTANCE
+            distance = LONE_DISTANCE
             if cloud is not None:
                 # One distance for all rings: the ring that needs most space decides.
                 extent = cloud.extent()
@@ -163,7 +163,7 @@ class RigToCameras(io.ComfyNode):
             run.say(
                 cls,
                 "3D cameras have centred lenses and square pixels: the rig's calibrated lens "
-                "centres were left out",
+                "centres and pixel shapes were left out",
             )
         return io.NodeOutput(opencv_to_load3d(rig))
 

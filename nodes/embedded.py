@@ -8,6 +8,6 @@ TINY = Path(__file__).parent.parent / "models" / "tiny"
 
 
 def register() -> None:
-    """Add the embedded folders behind the creator's own, so that theirs stay the defaults."""
+    """Add the embedded folders behind the creator's own: a file of theirs with the same name wins."""
     for kind in ("diffusion_models", "vae", "model_patches"):
         folder_paths.add_model_folder_path(kind, str(TINY / kind))

@@ -39,7 +39,9 @@ class LoadViewSync(io.ComfyNode):
                     "with the pack.",
                 )
             ],
-            outputs=[SYNC.Output(display_name="sync", tooltip="For View Sync.")],
+            outputs=[
+                SYNC.Output(display_name="sync", tooltip="For View Sync or Multi-View Sampler.")
+            ],
         )
 
     @classmethod
@@ -57,7 +59,7 @@ class ViewSyncNode(io.ComfyNode):
             category=CATEGORY,
             description="Lets the views of one moment look at each other inside the model, so "
             "that clothes and limbs agree from every side. With sync weights it is what the model "
-            "was trained with; without, it works on any Wan model as it is. Use any sampler after "
+            "was trained with; without, it works on most Wan models as they are. Use any sampler after "
             "it.",
             inputs=[
                 io.Model.Input("model", tooltip="A Wan-type video model."),
@@ -139,7 +141,7 @@ class MultiViewConditioning(io.ComfyNode):
             for c in (positive, negative)
         )
         empty = torch.zeros_like(latents[0])
-        return io.NodeOutput(positive, negative, {"samples": empty, "turnaround_views": V}, note)
+        return io.NodeOutput(positive, negative, {"samples": empty}, note)
 
 
 def check_channels(model, positive, negative, samples: Tensor) -> None:

@@ -29,7 +29,6 @@ from .sockets import RIG, VIEWS
 CATEGORY = "Turnaround/1 views"
 SAMPLE_FOV = 35.0
 SAMPLE_FPS = 16.0
-SOURCE_TOOLTIP = "One video of the performer, as one view."
 
 
 def image_to_frames(image: Tensor) -> Tensor:  # [F, H, W, C] -> [F, 3, H, W]
@@ -88,8 +87,7 @@ class SamplePerformer(io.ComfyNode):
                 io.Float.Input("start", default=0.2, min=0.0, max=10.0, step=0.1,
                                tooltip="Where in the motion the clip begins, in seconds."),
                 io.Int.Input("clothes_seed", default=1_000_003, min=0, max=2**31 - 1,
-                             tooltip="Which clothes, hair and colours; training used seeds "
-                             "drawn below one million scenes."),
+                             tooltip="Which clothes, hair and colours."),
                 RIG.Input("rig", optional=True,
                           tooltip="When connected, 'truth' shows the performer from every camera "
                           "of this rig: what a perfect result would be."),
@@ -159,7 +157,7 @@ class VideoToViews(io.ComfyNode):
                 io.Image.Input("images", optional=True,
                                tooltip="Or the clip as frames; used when no video is connected."),
                 io.Mask.Input("mask", optional=True,
-                              tooltip="The performer in white, one mask a frame."),
+                              tooltip="The performer in white, one mask a frame or one for all."),
                 io.Int.Input("width", default=0, min=0, max=4096, step=16,
                              tooltip="New width in pixels; 0 keeps the clip's. The picture is "
                              "scaled and its middle cut out, never stretched."),
@@ -405,7 +403,7 @@ class EncodeViews(io.ComfyNode):
         frames, note = fit_to_vae(views)
         run.say(cls, note)
         samples = encode_views(vae, frames, run.progress(len(frames)))
-        return io.NodeOutput({"samples": samples, "turnaround_views": len(samples)}, note)
+        return io.NodeOutput({"samples": samples}, note)
 
 
 class DecodeViews(io.ComfyNode):
@@ -506,7 +504,7 @@ class SaveViews(io.ComfyNode):
                 io.String.Input("filename_prefix", default="turnaround/performer",
                                 tooltip="Folder and name below ComfyUI's output folder."),
                 io.Int.Input("quality", default=18, min=0, max=51,
-                             tooltip="H.264 CRF: 0 = lossless and large, 18 = looks the same, "
+                             tooltip="H.264 CRF: 0 = best and large, 18 = looks the same, "
                              "30 = small."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -524,7 +522,7 @@ class SaveViews(io.ComfyNode):
         for v, (label, frames) in enumerate(
             zip(view_labels(views), as_pictures(views), strict=True)
         ):
-            safe = "".join(c for c in label if c.isalnum() or c in "-_")[:LABEL_LENGTH]
+            safe = "".join(c for c in label if c.isalnum() or c in "-_+")[:LABEL_LENGTH]
             write_mp4(Path(folder) / f"{stem}view{v:02}_{safe}.mp4", frames, views.fps, quality)
             bar(v + 1, len(views) + 1)
         file = f"{stem}grid.mp4"

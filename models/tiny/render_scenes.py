@@ -107,7 +107,6 @@ def render_scene(seed: int, split: str, views: int, frames: int, width: int, hei
         partial=_to_bytes(conditions.partial),
         normals=_to_bytes(conditions.normals),
         masks=(masks * 255).round().to(torch.uint8).numpy(),
-        azimuths=rig.azimuths.numpy(),
     )
 
 

@@ -22,8 +22,6 @@ class Scene:
     """[V, F, H, W, 3] camera-dependent normals."""
     masks: np.ndarray
     """[V, F, H, W] 0 or 255, the performer."""
-    azimuths: np.ndarray
-    """[V] float32, radians."""
 
 
 def save_scene(path: Path, scene: Scene) -> None:

@@ -75,7 +75,7 @@ def _wait_for_new_history(page, server, before: set) -> dict:
 def _show_results(page) -> None:
     """Bring the result nodes into the picture, for whoever looks at the screenshot."""
     page.evaluate(
-        "() => { const c = window.app.canvas; c.ds.scale = 0.75;"
-        " c.ds.offset[0] = -2180; c.ds.offset[1] = 60; c.setDirty(true, true); }"
+        "() => { const c = window.app.canvas; c.ds.scale = 0.62;"
+        " c.ds.offset[0] = -1620; c.ds.offset[1] = 160; c.setDirty(true, true); }"
     )
     page.wait_for_timeout(3000)

@@ -92,7 +92,7 @@ def test_orbit_frames_the_cloud_from_every_ring(body, widgets):
 
 
 def test_orbit_without_a_cloud_stands_at_the_usual_distance():
-    assert float(orbit(distance=0.0).centers[0].norm()) == pytest.approx(nodes.DEFAULT_DISTANCE)
+    assert float(orbit(distance=0.0).centers[0].norm()) == pytest.approx(nodes.LONE_DISTANCE)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_lens_centres_that_3d_cameras_cannot_hold_are_said(caplog):
     K = rig.K.clone()
     K[0, 0, 2] += 5
     assert len(camera_list(Rig(K, rig.T_camera_world, 128, 160))) == 8
-    assert "lens centres were left out" in caplog.text
+    assert "lens centres and pixel shapes were left out" in caplog.text
 
 
 @pytest.mark.parametrize("cameras", [[], [None], [{}]])

@@ -201,7 +201,7 @@ def test_same_seed_same_result_and_another_seed_another(wan, sync, seed):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_model_and_inputs_are_untouched(wan, sync, trained):
-    latent = {"samples": torch.zeros(VIEWS, *SHAPE), "turnaround_views": VIEWS, "note": "mine"}
+    latent = {"samples": torch.zeros(VIEWS, *SHAPE), "note": "mine"}
     given = inputs(latent=latent, cfg=2.0)
     before, plain = copy.deepcopy(given), native(wan)
     node = sampler.MultiViewSampler.execute
@@ -485,7 +485,6 @@ def test_conditions_are_colour_then_normals_of_every_view(vae, reports):
     positive, negative, latent, note = condition(vae, partial, normals)
     assert note == "" and [(d, t) for d, t, _ in reports] == [(n, 4) for n in (1, 2, 3, 4)]
     assert latent["samples"].shape == (2, 16, 2, 2, 4) and not latent["samples"].any()
-    assert latent["turnaround_views"] == 2
     for (text, extra), *others in (positive, negative):
         assert not others and text.shape == (1, 1, 4096) and not text.any()
         image = extra["concat_latent_image"]
