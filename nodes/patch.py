@@ -11,6 +11,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import comfy.utils
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..models.view_sync import ViewSync, extended_attention, sync_layout
@@ -18,7 +19,7 @@ from ..models.view_sync import ViewSync, extended_attention, sync_layout
 KEY = "turnaround_view_sync"
 
 
-def load_sync(path: str) -> comfy.model_patcher.ModelPatcher:
+def load_sync(path: str) -> ModelPatcher:
     """Sync weights as a model that ComfyUI loads and offloads with the main one."""
     weights = comfy.utils.load_torch_file(path, safe_load=True)
     dim, blocks = sync_layout(weights)
@@ -29,7 +30,7 @@ def load_sync(path: str) -> comfy.model_patcher.ModelPatcher:
     return patcher(sync, load_device=mm.get_torch_device(), offload_device=offload)
 
 
-def dit_blocks(model) -> list:
+def dit_blocks(model: ModelPatcher) -> list:
     """The transformer blocks of a Wan-like model, or a sentence."""
     dit = model.get_model_object("diffusion_model")
     blocks = getattr(dit, "blocks", None)
@@ -170,13 +171,13 @@ class ViewSyncWrapper:
 
 
 def apply_view_sync(
-    model,
-    sync=None,  # ModelPatcher of a ViewSync; None = training-free
+    model: ModelPatcher,
+    sync: ModelPatcher | None = None,  # of a ViewSync; None = training-free
     views: int = 0,  # 0 = as many as the latent brings
     strength: float = 1.0,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
-):
+) -> ModelPatcher:
     """A clone of MODEL whose views of one moment attend to each other."""
     blocks = dit_blocks(model)
     if start_percent > end_percent:
@@ -218,12 +219,12 @@ def apply_view_sync(
     return patched
 
 
-def has_view_sync(model) -> bool:
+def has_view_sync(model: ModelPatcher) -> bool:
     """Whether View Sync was applied to this model already."""
     return bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))
 
 
-def input_channels(model) -> int:
+def input_channels(model: ModelPatcher) -> int:
     """How many channels the model's patch embedding takes."""
     dit_blocks(model)
     return model.get_model_object("diffusion_model").patch_embedding.weight.shape[1]

@@ -1,5 +1,7 @@
 """Sampling: conditions to latents, view sync, and a sampler that shows all views."""
 
+from collections.abc import Callable
+
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -8,6 +10,7 @@ import latent_preview
 import node_helpers
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -144,7 +147,7 @@ class MultiViewConditioning(io.ComfyNode):
         return io.NodeOutput(positive, negative, {"samples": empty}, note)
 
 
-def check_channels(model, positive, negative, samples: Tensor) -> None:
+def check_channels(model: ModelPatcher, positive: list, negative: list, samples: Tensor) -> None:
     """One sentence when model, conditions and latent don't belong together."""
     images = [
         (socket, values["concat_latent_image"])
@@ -174,7 +177,7 @@ def check_channels(model, positive, negative, samples: Tensor) -> None:
             )
 
 
-def latent_previewer(model):
+def latent_previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer | None:
     """ComfyUI's previewer; its quick colour map where previews are off in its settings.
 
     Seeing all views take shape is what this sampler is for, and the map costs next to nothing.
@@ -188,7 +191,7 @@ def latent_previewer(model):
     )
 
 
-def grid_callback(model, steps: int, labels: list[str]):
+def grid_callback(model: ModelPatcher, steps: int, labels: list[str]) -> Callable[..., None]:
     """A sampler callback that moves the bar and shows every view in a grid."""
     previewer = latent_previewer(model)
     bar = run.progress(steps)
@@ -207,7 +210,9 @@ def grid_callback(model, steps: int, labels: list[str]):
 TILE_HEIGHT = 128
 
 
-def preview_tile(previewer, latent: Tensor) -> Tensor:  # [3, h, w] 0..1
+def preview_tile(
+    previewer: latent_preview.LatentPreviewer, latent: Tensor
+) -> Tensor:  # [3, h, w] 0..1
     """ComfyUI's own latent preview of one view [1, C, 1, h, w], enlarged."""
     image = previewer.decode_latent_to_preview(latent).convert("RGB")
     picture = torch.from_numpy(np.array(image)).float().movedim(-1, 0) / 255

@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 import numpy as np
 import torch
+from comfy.sd import VAE
 from comfy_api.latest import InputImpl, Types, io, ui
 from einops import rearrange
 from torch import Tensor
@@ -343,7 +344,7 @@ def _check_video_vae(vae) -> None:
 
 
 def encode_views(
-    vae, frames: Tensor, on_step=None
+    vae: VAE, frames: Tensor, on_step: run.Progress | None = None
 ) -> Tensor:  # [V, F, 3, H, W] -> [V, 16, T, h, w]
     """Every view through the VAE as a video of its own (a plain VAE Encode would join them)."""
     _check_video_vae(vae)
@@ -355,7 +356,9 @@ def encode_views(
     return torch.cat(latents)
 
 
-def decode_views(vae, samples: Tensor, on_step=None) -> Tensor:  # -> [V, F, 3, H, W]
+def decode_views(
+    vae: VAE, samples: Tensor, on_step: run.Progress | None = None
+) -> Tensor:  # [V, 16, T, h, w] -> [V, F, 3, H, W]
     """Every view through the VAE; a plain VAE Decode would flatten views into frames."""
     _check_video_vae(vae)
     views = []

@@ -33,6 +33,7 @@ def save_scene(path: Path, scene: Scene) -> None:
 
 
 def load_scene(path: Path) -> Scene:
+    """Read one scene."""
     with np.load(path, allow_pickle=False) as archive:
         return Scene(**{name: archive[name] for name in Scene.__dataclass_fields__})
 
