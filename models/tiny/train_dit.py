@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--stills", type=float, default=0.5, help="share of steps on single frames")
     parser.add_argument("--resume-sync", type=Path, help="sync weights to go on from")
     parser.add_argument("--sync", action="store_true", help="train only the sync layers")
-    parser.add_argument("--sync-every", type=int, default=2, help="a sync layer every n blocks")
+    parser.add_argument("--sync-every", type=int, default=1, help="a sync layer every n blocks")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--lr", type=float, default=1e-3)
