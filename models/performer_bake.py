@@ -16,12 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-JOINTS = (
-    "pelvis", "spine", "chest", "neck", "head",
-    "shoulder.L", "elbow.L", "wrist.L", "shoulder.R", "elbow.R", "wrist.R",
-    "hip.L", "knee.L", "ankle.L", "hip.R", "knee.R", "ankle.R",
-)  # fmt: skip
-PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 2, 8, 9, 0, 11, 12, 0, 14, 15)
+from .performer import JOINTS
+
 JOINT_BONES = (
     "root", "spine04", "spine02", "neck01", "head",
     "upperarm01.L", "lowerarm01.L", "wrist.L", "upperarm01.R", "lowerarm01.R", "wrist.R",
