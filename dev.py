@@ -331,8 +331,13 @@ def demo() -> None:
     say("Booting ComfyUI with the pack")
     with running_host(tree) as host:
         workflow = json.loads(FLAGSHIP.read_text(encoding="utf-8"))
-        prompt = api_graph(workflow, host.get("/object_info"))
-        titles = {str(n["id"]): n.get("title") or n["type"] for n in workflow["nodes"]}
+        object_info = host.get("/object_info")
+        prompt = api_graph(workflow, object_info)
+        titles = {
+            str(n["id"]): n.get("title") or object_info[n["type"]]["display_name"]
+            for n in workflow["nodes"]
+            if n["type"] in object_info
+        }
         say(f"Running {FLAGSHIP.name} ({'CUDA' if has_cuda() else 'CPU'})")
         entry, seconds, peaks = _watch(host, prompt, titles)
         if entry["status"]["status_str"] != "success":
