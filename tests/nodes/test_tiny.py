@@ -1,4 +1,10 @@
-"""Turnaround-Tiny in ComfyUI: the right person in the right pose, of people no training saw."""
+"""Turnaround-Tiny in ComfyUI: the right person in the right pose, of people no training saw.
+
+A guard against broken weights on one clip, no measure of quality: moment and limits were chosen
+after looking at the numbers. In a faster moment (start 0.4) the errors reach 0.91 of an empty
+picture's and 1.03 of another pose's; and as the pictures are soft, an outfit nearly as grey as the
+background (clothes + 3) is nearer to them than the true one. `eval_views.py` measures.
+"""
 
 import comfy.sd
 import comfy.utils
