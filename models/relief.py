@@ -46,17 +46,24 @@ def inflate(
     return height[:, 0].clamp(min=0).sqrt()
 
 
+def check_performer(
+    masks: Tensor,  # [F, H, W] 0..1
+) -> None:
+    """One sentence when no frame shows anybody."""
+    if not (masks > 0.5).any():
+        raise ValueError(
+            "The mask is black in every frame, so there is no performer to work on: connect a "
+            "mask that shows the performer in white."
+        )
+
+
 def person_scale(
     masks: Tensor,  # [F, H, W] 0..1
     person_height: float,  # metres
 ) -> float:  # metres a pixel
     """How large a pixel is at the performer, from the tallest tenth of the frames."""
+    check_performer(masks)
     rows = (masks > 0.5).any(-1)
-    if not rows.any():
-        raise ValueError(
-            "The mask is black in every frame, so there is no performer to work on: connect a "
-            "mask that shows the performer in white."
-        )
     tall = rows.sum(-1).float()
     return person_height / float(torch.quantile(tall[tall > 0], 0.9))
 

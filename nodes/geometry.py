@@ -10,7 +10,7 @@ from ..models.cameras import Rig, intrinsics
 from ..models.depth import CONVENTIONS, depth_to_metres
 from ..models.geometry import render_conditions
 from ..models.points import OrientedPoints, points_from_depth
-from ..models.relief import mask_from_plain_background, relief_depth
+from ..models.relief import check_performer, mask_from_plain_background, relief_depth
 from ..models.views import Views
 from . import run
 from .sockets import CLOUD, RIG, VIEWS
@@ -127,11 +127,7 @@ def _masks(video: Views, mask, notes: list[str]) -> Tensor:
                 "'mask' that shows the performer in white."
             )
         notes.append("there was no mask: it is guessed from the plain background")
-    if not (masks > 0.5).any():
-        raise ValueError(
-            "The mask is black in every frame, so there is no performer to work on: connect a "
-            "mask that shows the performer in white."
-        )
+    check_performer(masks)
     return masks
 
 

@@ -18,7 +18,7 @@ from ..models.cameras import Rig
 from ..models.views import Views, grid_picture, label_pictures, resize_frames
 from . import patch, run
 from .sockets import RIG, SYNC, VIEWS
-from .views import encode_views, fit_to_vae
+from .views import check_rig, encode_views, fit_to_vae
 
 CATEGORY = "Turnaround/4 sampling"
 TEXT_CHANNELS = 4096
@@ -267,11 +267,7 @@ class MultiViewSampler(io.ComfyNode):
         denoise, sync_strength, sync=None, rig: Rig | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        if rig is not None and len(rig) != len(samples):
-            raise ValueError(
-                f"The rig has {len(rig)} cameras but the latent {len(samples)} views: connect the "
-                "rig that the conditions were rendered with."
-            )
+        check_rig(rig, samples)
         # At cfg 1 ComfyUI leaves the negative out.
         check_channels(model, positive, negative if cfg != 1 else [], samples)
         if patch.has_view_sync(model):

@@ -409,6 +409,15 @@ class EncodeViews(io.ComfyNode):
         return io.NodeOutput({"samples": samples}, note)
 
 
+def check_rig(rig: Rig | None, samples: Tensor) -> None:
+    """One sentence when rig and latent don't belong together."""
+    if rig is not None and len(rig) != len(samples):
+        raise ValueError(
+            f"The rig has {len(rig)} cameras but the latent {len(samples)} views: connect the "
+            "rig that the conditions were rendered with."
+        )
+
+
 class DecodeViews(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -436,11 +445,7 @@ class DecodeViews(io.ComfyNode):
                 f"'latent' holds pictures (shape {list(samples.shape)}), not videos: connect the "
                 "latent of a video sampler."
             )
-        if rig is not None and len(rig) != len(samples):
-            raise ValueError(
-                f"The rig has {len(rig)} cameras but the latent {len(samples)} views: connect the "
-                "rig that the conditions were rendered with."
-            )
+        check_rig(rig, samples)
         frames = decode_views(vae, samples, run.progress(len(samples)))
         if rig is not None:
             rig = rig.resized(frames.shape[-1], frames.shape[-2])
