@@ -6,7 +6,12 @@ so an untrained layer changes nothing. Training-free: the block's own self-atten
 values extended over the views, added as A = (A_self + s A_views) / (1 + s) (MVAnimate's additive
 alignment of two attentions, a non-expansive step).
 
-Tokens are [n V, L, C]: n conditioning chunks, each with the V views in order, L = T h w tokens.
+The performer's own video can be one more view, clean and at timestep 0: then it is item 0 of every
+chunk, takes part in sync attention, and its tokens, normalised, follow the text in each block's text
+cross-attention (MV-Performer's ref attention).
+
+Tokens are [n V, L, C]: n conditioning chunks, each with the V views in order (the reference, where
+there is one, counted), L = T h w tokens.
 """
 
 from __future__ import annotations
@@ -92,29 +97,58 @@ def back_to_tokens(tokens: Tensor, views: int, grid: tuple[int, int, int]) -> Te
 
 
 class ViewSync(nn.Module):
-    """The trained sync layers of a DiT; keys `blocks.<block index>.<layer>`."""
+    """The trained sync layers of a DiT, and what lets its blocks read a reference.
+
+    Keys `blocks.<block index>.<layer>` and `references.<block index>.weight | bias`, the norm that
+    brings a block's tokens to the scale of text.
+    """
 
     def __init__(
-        self, dim: int, blocks: Iterable[int], device=None, dtype=None, operations=nn
+        self,
+        dim: int,
+        blocks: Iterable[int],
+        references: Iterable[int] = (),
+        device=None,
+        dtype=None,
+        operations=nn,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.blocks = nn.ModuleDict(
             {str(i): SyncLayer(dim, device, dtype, operations) for i in blocks}
         )
+        self.references = nn.ModuleDict(
+            {str(i): operations.LayerNorm(dim, device=device, dtype=dtype) for i in references}
+        )
+
+
+def reference_context(
+    text: Tensor,  # [n V, L_text, C]
+    x: Tensor,  # [n V, L, C] the block's tokens; item 0 of every chunk is the reference
+    norm: nn.Module,  # [C]
+    views: int,
+) -> Tensor:  # [n V, L_text + L, C]
+    """The text, followed by the tokens of the reference, for every view."""
+    tokens = norm(x[::views])
+    return torch.cat([text, tokens.to(text).repeat_interleave(views, dim=0)], dim=1)
 
 
 def sync_layout(
     state_dict: dict[str, Tensor],
-) -> tuple[int, list[int]]:  # width, block indices
+) -> tuple[int, list[int], list[int]]:  # width, indices of synced blocks, of those with a reference
     """The layout of a sync file, or a sentence saying that it is none."""
-    keys = [k for k in state_dict if k.startswith("blocks.") and k.endswith(".projector.weight")]
-    if not keys:
+    ends = {"blocks.": ".projector.weight", "references.": ".weight"}
+    found = {
+        start: [k for k in state_dict if k.startswith(start) and k.endswith(end)]
+        for start, end in ends.items()
+    }
+    if not found["blocks."]:
         raise ValueError(
             "This file holds no view-sync weights (no 'blocks.<n>.projector.weight'): choose one "
             "whose name says sync, such as turnaround_tiny_sync.safetensors."
         )
-    return state_dict[keys[0]].shape[0], sorted(int(k.split(".")[1]) for k in keys)
+    synced, referring = (sorted(int(k.split(".")[1]) for k in keys) for keys in found.values())
+    return state_dict[found["blocks."][0]].shape[0], synced, referring
 
 
 Attention = Callable[..., Tensor]

@@ -106,6 +106,39 @@ def resize_frames(
     return scaled[..., top : top + height, left : left + width]
 
 
+REFERENCE_HEIGHT = 0.8
+"""Share of a reference picture's height (or width) that the performer fills."""
+
+
+def reference_frames(
+    frames: Tensor,  # [F, 3, H, W] 0..1
+    masks: Tensor,  # [F, H, W] 0..1
+    width: int,
+    height: int,
+    background: float,
+) -> Tensor:  # [F, 3, height, width]
+    """The performer alone on a plain ground, one window for the whole clip, filling most of it."""
+    rows, columns = ((masks > 0.5).any(0).any(d).nonzero()[:, 0] for d in (1, 0))
+    if not len(rows):
+        raise ValueError(
+            "The reference shows nobody: its mask is empty; give a clip with a performer in it."
+        )
+    cut = (frames - background) * masks[:, None]
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    # In pixels of the source: half the window, as high as needed for the taller of both fits.
+    half_height = max((bottom - top) / 2, (right - left) / 2 * height / width) / REFERENCE_HEIGHT
+    half_width = half_height * width / height
+    y = (top + bottom) / 2 + torch.linspace(-1, 1, 2 * height + 1)[1::2] * half_height
+    x = (left + right) / 2 + torch.linspace(-1, 1, 2 * width + 1)[1::2] * half_width
+    # Area-average first where the window is much larger than the result, else bilinear samples.
+    shrink = max(1, int(half_height * 2 / height))
+    small = F.avg_pool2d(cut, shrink, ceil_mode=True, count_include_pad=False)
+    h, w = (n * shrink for n in small.shape[-2:])
+    places = torch.stack(torch.meshgrid(2 * x / w - 1, 2 * y / h - 1, indexing="xy"), -1)
+    places = places.to(small).expand(len(frames), -1, -1, -1)
+    return F.grid_sample(small, places, align_corners=False) + background
+
+
 def _label_pixels(text: str, height: int) -> Tensor:  # [h, w] 0..1
     """A short text as pixels, white on black."""
     font = ImageFont.load_default(size=height)

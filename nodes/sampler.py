@@ -15,7 +15,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.cameras import Rig
-from ..models.views import Views, grid_picture, label_pictures, resize_frames
+from ..models.geometry import BACKGROUND
+from ..models.views import (
+    Views,
+    as_pictures,
+    grid_picture,
+    label_pictures,
+    reference_frames,
+    resize_frames,
+)
 from . import patch, run
 from .sockets import RIG, SYNC, VIEWS
 from .views import check_rig, encode_views, fit_to_vae
@@ -70,6 +78,9 @@ class ViewSyncNode(io.ComfyNode):
                            tooltip="Trained weights; leave free for the training-free form."),
                 RIG.Input("rig", optional=True,
                           tooltip="The rig, to check that the latent has as many views."),
+                io.Latent.Input("reference", optional=True,
+                                tooltip="The performer's own video, from Multi-View Conditioning: "
+                                "all views look at it too."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=4.0, step=0.05,
                                tooltip="0 = off, 1 = as trained; more pulls the views closer "
                                "together and blurs in the end."),
@@ -83,11 +94,26 @@ class ViewSyncNode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, strength, start_percent, end_percent, sync=None, rig: Rig | None = None
+        cls,
+        model,
+        strength,
+        start_percent,
+        end_percent,
+        sync=None,
+        rig: Rig | None = None,
+        reference: dict | None = None,
     ) -> io.NodeOutput:
         views = len(rig) if rig is not None else 0
         return io.NodeOutput(
-            patch.apply_view_sync(model, sync, views, strength, start_percent, end_percent)
+            patch.apply_view_sync(
+                model,
+                sync,
+                views,
+                strength,
+                start_percent,
+                end_percent,
+                reference["samples"] if reference is not None else None,
+            )
         )
 
 
@@ -109,19 +135,30 @@ class MultiViewConditioning(io.ComfyNode):
                                       tooltip="Text; Turnaround-Tiny needs none."),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="What to avoid; used when cfg is not 1."),
+                VIEWS.Input("reference", optional=True,
+                            tooltip="The performer's own video with its mask, for the "
+                            "'reference' output: what the creator filmed, seen by all views."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
                 io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
                 io.Latent.Output(display_name="latent", tooltip="Empty, one batch item a view."),
                 io.String.Output(display_name="note", tooltip="What was changed to fit."),
+                io.Latent.Output(display_name="reference", tooltip="The performer alone, cut out; "
+                                 "for View Sync or Multi-View Sampler."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, vae, partial: Views, normals: Views, positive=None, negative=None
+        cls,
+        vae,
+        partial: Views,
+        normals: Views,
+        positive=None,
+        negative=None,
+        reference: Views | None = None,
     ) -> io.NodeOutput:
         a, b = partial.frames.shape, normals.frames.shape
         if a != b:
@@ -131,20 +168,40 @@ class MultiViewConditioning(io.ComfyNode):
             )
         (colors, note), (maps, _) = fit_to_vae(partial), fit_to_vae(normals)
         run.say(cls, note)
+        clips = torch.cat([colors, maps])
+        if reference is not None:
+            clips = torch.cat([clips, _reference_clip(reference, colors)])
+        latents = encode_views(vae, clips, run.progress(len(clips)))
         V = len(colors)
-        bar = run.progress(2 * V)
-        latents = [
-            encode_views(vae, frames, lambda done, _, part=part: bar(part * V + done, 2 * V))
-            for part, frames in enumerate((colors, maps))
-        ]
-        extra = {"concat_latent_image": torch.cat(latents, dim=1)}
+        extra = {"concat_latent_image": torch.cat([latents[:V], latents[V : 2 * V]], dim=1)}
         no_text = [[torch.zeros(1, 1, TEXT_CHANNELS), {}]]
         positive, negative = (
             node_helpers.conditioning_set_values(c if c is not None else no_text, extra)
             for c in (positive, negative)
         )
-        empty = torch.zeros_like(latents[0])
-        return io.NodeOutput(positive, negative, {"samples": empty}, note)
+        # None, so that a graph that asks for what it did not give hears of it.
+        cut_out = {"samples": latents[2 * V :]} if reference is not None else None
+        empty = torch.zeros_like(latents[:V])
+        return io.NodeOutput(positive, negative, {"samples": empty}, note, cut_out)
+
+
+def _reference_clip(reference: Views, like: Tensor) -> Tensor:  # [1, F, 3, H, W], as `like`'s
+    """The performer's own video, cut out and sized as the views [V, F, 3, H, W]."""
+    frames, wanted = as_pictures(reference), like.shape[1]
+    if len(frames) != 1 or reference.masks is None:
+        raise ValueError(
+            f"'reference' needs one video with a mask, got {len(frames)} view(s) "
+            f"{'without a mask' if reference.masks is None else 'with masks'}: connect the video "
+            "that Performer Geometry was made from."
+        )
+    if frames.shape[1] < wanted:
+        raise ValueError(
+            f"'reference' has {frames.shape[1]} frames but the views {wanted}: connect the video "
+            "that Performer Geometry was made from."
+        )
+    H, W = like.shape[-2:]
+    masks = reference.masks[0, :wanted].float()
+    return reference_frames(frames[0, :wanted], masks, W, H, BACKGROUND)[None]
 
 
 def check_channels(model: ModelPatcher, positive: list, negative: list, samples: Tensor) -> None:
@@ -256,6 +313,9 @@ class MultiViewSampler(io.ComfyNode):
                 io.Float.Input("sync_strength", default=1.0, min=0.0, max=4.0, step=0.05,
                                tooltip="0 = every view on its own, 1 = as trained. A model "
                                "that comes from View Sync keeps its own setting."),
+                io.Latent.Input("reference", optional=True,
+                                tooltip="The performer's own video, from Multi-View Conditioning: "
+                                "all views look at it too."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Decode Views.")],
             hidden=[io.Hidden.unique_id],
@@ -264,7 +324,7 @@ class MultiViewSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler,
-        denoise, sync_strength, sync=None, rig: Rig | None = None,
+        denoise, sync_strength, sync=None, rig: Rig | None = None, reference: dict | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         check_rig(rig, samples)
@@ -272,9 +332,18 @@ class MultiViewSampler(io.ComfyNode):
         check_channels(model, positive, negative if cfg != 1 else [], samples)
         if patch.has_view_sync(model):
             # Twice would be too much of it.
-            run.say(cls, "the model comes from View Sync, whose setting counts" if sync else "")
-        elif sync_strength > 0:
-            model = patch.apply_view_sync(model, sync, len(samples), sync_strength)
+            run.say(
+                cls,
+                "the model comes from View Sync, whose settings count" if sync or reference else "",
+            )
+        elif sync_strength > 0 or reference is not None:
+            model = patch.apply_view_sync(
+                model,
+                sync,
+                len(samples),
+                sync_strength,
+                reference=reference["samples"] if reference is not None else None,
+            )
         labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         result = comfy.sample.sample(

@@ -364,7 +364,8 @@ def decode_views(
     views = []
     for v in range(len(samples)):
         images = vae.decode(samples[v : v + 1])  # [1, F, H, W, 3]
-        views.append(images.reshape(-1, *images.shape[-3:]).movedim(-1, 1))
+        pictures = images.reshape(-1, *images.shape[-3:]).movedim(-1, 1)
+        views.append(pictures.clamp(0, 1))  # not every VAE of the host keeps to 0..1
         if on_step:
             on_step(v + 1, len(samples), views[-1][len(views[-1]) // 2])
     return torch.stack(views)

@@ -46,7 +46,7 @@ def results(model, vae, sync, rig, partial, normals) -> dict:
     """Views by method."""
     from turnaround.nodes import sampler, views
 
-    positive, negative, latent, _ = sampler.MultiViewConditioning.execute(
+    positive, negative, latent, *_ = sampler.MultiViewConditioning.execute(
         vae, partial, normals
     ).args
     methods = {"trained sync": (sync, 1.0), "training-free": (None, 1.0), "no sync": (None, 0.0)}

@@ -1,13 +1,6 @@
-"""Key layouts: from diffusers' Wan classes (training) to the layout ComfyUI's loaders detect.
-
-Latents inside training are normalised (about zero mean, unit variance a channel). ComfyUI expects
-raw Wan latents and normalises them itself with Wan 2.1's published mean and deviation, so the
-conversion folds that affine map into the VAE's two 1x1x1 convolutions.
-"""
+"""What ComfyUI's native Wan support fixes: the latent's scale, its preview, the DiT's key names."""
 
 from __future__ import annotations
-
-import re
 
 import torch
 from torch import Tensor
@@ -32,67 +25,6 @@ WAN21_RGB_FACTORS = torch.tensor([
 ])
 WAN21_RGB_BIAS = torch.tensor([-0.1835, -0.0868, -0.3360])
 # fmt: on
-
-RES_BLOCKS_PER_STAGE = 3
-"""Residual blocks in one decoder stage (num_res_blocks + 1)."""
-
-_RESIDUAL = {
-    "norm1.gamma": "residual.0.gamma",
-    "conv1.": "residual.2.",
-    "norm2.gamma": "residual.3.gamma",
-    "conv2.": "residual.6.",
-    "conv_shortcut.": "shortcut.",
-}
-
-
-def _rename_residual(key: str) -> str:
-    for old, new in _RESIDUAL.items():
-        key = key.replace(f".{old}", f".{new}") if f".{old}" in key else key
-    return key
-
-
-def _rename_vae_key(key: str) -> str:
-    side, _, rest = key.partition(".")
-    if side == "quant_conv":
-        return f"conv1.{rest}"
-    if side == "post_quant_conv":
-        return f"conv2.{rest}"
-    rest = re.sub(r"^conv_in\.", "conv1.", rest)
-    rest = re.sub(r"^norm_out\.", "head.0.", rest)
-    rest = re.sub(r"^conv_out\.", "head.2.", rest)
-    rest = re.sub(r"^mid_block\.resnets\.(\d)\.", lambda m: f"middle.{2 * int(m[1])}.", rest)
-    rest = re.sub(r"^mid_block\.attentions\.0\.", "middle.1.", rest)
-    rest = re.sub(r"^down_blocks\.(\d+)\.", r"downsamples.\1.", rest)
-    stride = RES_BLOCKS_PER_STAGE + 1
-    rest = re.sub(
-        r"^up_blocks\.(\d)\.resnets\.(\d)\.",
-        lambda m: f"upsamples.{stride * int(m[1]) + int(m[2])}.",
-        rest,
-    )
-    rest = re.sub(
-        r"^up_blocks\.(\d)\.upsamplers\.0\.",
-        lambda m: f"upsamples.{stride * int(m[1]) + RES_BLOCKS_PER_STAGE}.",
-        rest,
-    )
-    return f"{side}.{_rename_residual(rest)}"
-
-
-def vae_to_native(
-    state_dict: dict[str, Tensor],  # AutoencoderKLWan, trained on normalised latents
-) -> dict[str, Tensor]:
-    """Native Wan VAE keys, with raw Wan 2.1 latents outside."""
-    native = {_rename_vae_key(key): value.clone() for key, value in state_dict.items()}
-    mean, std = WAN21_LATENT_MEAN.double(), WAN21_LATENT_STD.double()
-    Z = len(mean)
-    weight, bias = native["conv1.weight"].double(), native["conv1.bias"].double()
-    weight[:Z] *= std.view(Z, 1, 1, 1, 1)
-    bias[:Z] = bias[:Z] * std + mean
-    native["conv1.weight"], native["conv1.bias"] = weight.float(), bias.float()
-    weight = native["conv2.weight"].double() / std.view(1, Z, 1, 1, 1)
-    native["conv2.bias"] = (native["conv2.bias"].double() - weight[:, :, 0, 0, 0] @ mean).float()
-    native["conv2.weight"] = weight.float()
-    return native
-
 
 _DIT = [
     ("condition_embedder.time_embedder.linear_1.", "time_embedding.0."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,34 +40,13 @@ def load_scene(path: Path) -> Scene:
 
 
 class SceneFolder:
-    """The scenes of a folder; new files are noticed every few hundred crops."""
+    """The scenes of a folder, as they were at the start; the last used ones stay in memory."""
 
     def __init__(self, folder: Path, in_memory: int = 64) -> None:
-        self.folder, self.in_memory = folder, in_memory
-        self.loaded: dict[Path, Scene] = {}
-        self.paths: list[Path] = []
-        self.uses = 0
-        self._refresh()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def _refresh(self) -> None:
-        self.paths = sorted(self.folder.glob("*.npz"))
-
-    def _scene(self, rng: np.random.Generator) -> Scene:
-        self.uses += 1
-        if self.uses % 300 == 0:
-            self._refresh()
-        fresh = len(self.loaded) < min(self.in_memory, len(self.paths))
-        if not fresh and rng.random() > 0.02:
-            return self.loaded[list(self.loaded)[rng.integers(len(self.loaded))]]
-        path = self.paths[rng.integers(len(self.paths))]
-        if path not in self.loaded:
-            if len(self.loaded) >= self.in_memory:
-                self.loaded.pop(next(iter(self.loaded)))
-            self.loaded[path] = load_scene(path)
-        return self.loaded[path]
+        self.paths = sorted(folder.glob("*.npz"))
+        if not self.paths:
+            raise ValueError(f"There are no scenes in {folder}: run render_scenes.py first.")
+        self.load = lru_cache(maxsize=in_memory)(load_scene)
 
     def crop(
         self,
@@ -75,7 +55,7 @@ class SceneFolder:
         size: int,
     ) -> np.ndarray:  # [frames, size, size, 3] float32, 0..1
         """A crop around the performer from a random view of a random scene."""
-        scene = self._scene(rng)
+        scene = self.load(self.paths[rng.integers(len(self.paths))])
         clip = getattr(scene, KINDS[rng.choice(3, p=[0.6, 0.2, 0.2])])
         V, F, H, W, _ = clip.shape
         v, f = rng.integers(V), rng.integers(F - frames + 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turnaround.models.tiny.train_dit import wan_rope
+from turnaround.models.tiny.multi_view_dit import wan_rope
 from turnaround.models.view_sync import (
     HEAD_DIM,
     SyncLayer,
@@ -193,7 +193,8 @@ def test_permuting_views_permutes_the_training_free_result():
 
 
 def test_layout_of_a_sync_file_is_read_from_its_keys():
-    assert sync_layout(ViewSync(DIM, [1, 10, 3]).state_dict()) == (DIM, [1, 3, 10])
+    sync = ViewSync(DIM, [1, 10, 3], references=[3])
+    assert sync_layout(sync.state_dict()) == (DIM, [1, 3, 10], [3])
 
 
 def test_file_without_sync_weights_is_refused():

@@ -13,6 +13,7 @@ from turnaround.models.views import (
     grid_picture,
     grid_video,
     label_pictures,
+    reference_frames,
     resize_frames,
     snap_frames,
     snap_size,
@@ -162,3 +163,39 @@ def test_labels_are_the_cameras_names_or_numbers():
     frames = torch.zeros(4, 1, 3, 16, 16)
     assert view_labels(Views(frames)) == ("0", "1", "2", "3")
     assert view_labels(Views(frames, rig=ring(4))) == ("0°", "90°", "180°", "270°")
+
+
+def test_reference_shows_the_performer_alone_at_eighty_percent():
+    """A 10 x 20 performer in a 60 x 80 picture, into 40 x 50: 40 rows of 50, 20 columns of 40."""
+    masks = torch.zeros(2, 80, 60)
+    masks[:, 30:50, 40:50] = 1
+    frames = torch.rand(2, 3, 80, 60, generator=torch.Generator().manual_seed(0))
+    frames = torch.where(masks[:, None] > 0, torch.ones(()), frames)
+    result = reference_frames(frames, masks, 40, 50, background=0.5)
+    assert result.shape == (2, 3, 50, 40)
+    white = (result > 0.75).all(1)
+    assert white.any(2).sum(1).tolist() == [40, 40] and white.any(1).sum(1).tolist() == [20, 20]
+    around = torch.ones(50, 40, dtype=torch.bool)
+    around[4:46, 9:31] = False
+    assert (result[..., around] - 0.5).abs().max() < 1e-6
+
+
+def test_reference_of_a_large_picture_is_averaged_not_sampled():
+    """Fine stripes become their mean, where single samples would alias."""
+    stripes = (torch.arange(400) % 2).float().expand(1, 3, 400, 400)
+    result = reference_frames(stripes, torch.ones(1, 400, 400), 20, 20, background=0.5)
+    # 25 columns a window: one stripe too many or too few is 1/50 of them.
+    assert (result - 0.5).abs().max() < 0.021
+
+
+def test_reference_window_is_one_for_the_whole_clip():
+    masks = torch.zeros(2, 40, 40)
+    masks[0, 10:20, 5:10], masks[1, 10:20, 30:35] = 1, 1
+    result = reference_frames(torch.ones(2, 3, 40, 40), masks, 40, 40, background=0.0)
+    first, second = (frame[0].sum(0).nonzero()[:, 0].float().mean() for frame in result)
+    assert second - first == pytest.approx(25 * 0.8 * 40 / 30, abs=1)
+
+
+def test_reference_without_a_performer_is_refused():
+    with pytest.raises(ValueError, match="The reference shows nobody"):
+        reference_frames(torch.ones(1, 3, 8, 8), torch.zeros(1, 8, 8), 8, 8, 0.5)

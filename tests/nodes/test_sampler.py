@@ -18,7 +18,8 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 from torch import Tensor
 from turnaround.models.cameras import orbit_rig
-from turnaround.models.views import Views
+from turnaround.models.geometry import BACKGROUND
+from turnaround.models.views import Views, reference_frames
 from turnaround.nodes import sampler
 from turnaround.nodes.views import frames_to_image
 
@@ -482,7 +483,7 @@ def condition(vae, partial: Views, normals: Views, **text):
 
 def test_conditions_are_colour_then_normals_of_every_view(vae, reports):
     partial, normals = pictures(0), pictures(1)
-    positive, negative, latent, note = condition(vae, partial, normals)
+    positive, negative, latent, note, _ = condition(vae, partial, normals)
     assert note == "" and [(d, t) for d, t, _ in reports] == [(n, 4) for n in (1, 2, 3, 4)]
     assert latent["samples"].shape == (2, 16, 2, 2, 4) and not latent["samples"].any()
     for (text, extra), *others in (positive, negative):
@@ -496,7 +497,7 @@ def test_conditions_are_colour_then_normals_of_every_view(vae, reports):
 
 
 def test_conditions_go_straight_into_the_sampler(wan, sync, vae):
-    positive, negative, latent, _ = condition(vae, pictures(0), pictures(1))
+    positive, negative, latent, *_ = condition(vae, pictures(0), pictures(1))
     result = ours(wan, sync=sync, positive=positive, negative=negative, latent=latent, rig=ring(2))
     assert result.shape == latent["samples"].shape and result.isfinite().all()
 
@@ -515,7 +516,7 @@ def test_text_is_kept_and_its_conditioning_untouched(vae):
 
 def test_sizes_that_the_vae_does_not_take_are_changed_with_a_note(vae):
     partial, normals = (pictures(s, frames=6, width=35, height=20) for s in (0, 1))
-    *_, latent, note = condition(vae, partial, normals)
+    _, _, latent, note, _ = condition(vae, partial, normals)
     assert latent["samples"].shape == (2, 16, 2, 2, 4)
     assert "6 frames became 5" in note and "35x20 became 32x16" in note
 
@@ -525,3 +526,47 @@ def test_conditions_that_differ_are_refused(vae, other):
     text = refusal(lambda: condition(vae, pictures(0), pictures(1, **other)))
     assert text.startswith("'partial' has 2 views x 5 frames of 32x16 but 'normals' ")
     assert text.endswith("take both from the same Render Conditions.")
+
+
+# --- reference ------------------------------------------------------------------------------------
+
+
+def source_video(frames: int = 5, masked: bool = True) -> Views:
+    """A white square on black, of another size than the views."""
+    masks = torch.zeros(1, frames, 40, 30)
+    masks[:, :, 10:20, 5:15] = 1
+    return Views(masks[:, :, None].expand(-1, -1, 3, -1, -1), masks if masked else None)
+
+
+def refer(vae, reference: Views, **views):
+    partial, normals = pictures(0, **views), pictures(1, **views)
+    return sampler.MultiViewConditioning.execute(vae, partial, normals, reference=reference).args
+
+
+def test_reference_is_the_performer_cut_out_and_of_the_size_of_the_views(vae):
+    latent, reference = (refer(vae, source_video())[i]["samples"] for i in (2, 4))
+    assert reference.shape == (1, *latent.shape[1:])
+    video = source_video()
+    cut = reference_frames(video.frames[0], video.masks[0], 32, 16, BACKGROUND)
+    assert torch.equal(reference, vae.encode(frames_to_image(cut)))
+
+
+def test_without_a_reference_there_is_no_reference_output(vae):
+    assert condition(vae, pictures(0), pictures(1))[4] is None
+
+
+def test_reference_without_mask_or_too_short_is_refused(vae):
+    text = refusal(lambda: refer(vae, source_video(masked=False)))
+    assert "'reference' needs one video with a mask" in text
+    text = refusal(lambda: refer(vae, source_video(frames=3)))
+    assert "'reference' has 3 frames but the views 5" in text
+
+
+def test_sampler_with_a_reference_is_view_sync_and_ksampler(wan, sync):
+    reference = {"samples": draw(1, *SHAPE, seed=5)}
+    model = sampler.ViewSyncNode.execute(wan, 1.0, 0.0, 1.0, sync, None, reference).args[0]
+    out = sampler.MultiViewSampler.execute(
+        wan, **inputs(), sync_strength=1.0, sync=sync, reference=reference
+    )
+    assert torch.equal(out.args[0]["samples"], native(model))
+    assert not torch.allclose(native(model), ours(wan, sync=sync), atol=1e-3)

@@ -40,7 +40,7 @@ def turnaround():
             VIEWS, 0.0, 360.0, 0.0, 1, 20.0, 35.0, 0.0, 128, 160, cloud
         ).args[0]
         partial, normals, *_ = geometry.RenderConditions.execute(cloud, rig, "blanked").args
-        positive, negative, latent, _ = sampler.MultiViewConditioning.execute(
+        positive, negative, latent, *_ = sampler.MultiViewConditioning.execute(
             vae, partial, normals
         ).args
         latent = sampler.MultiViewSampler.execute(
