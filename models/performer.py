@@ -10,9 +10,9 @@ per pixel, so their edges stay sharp at any size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .cameras import Rig
+from .performer_light import DEFAULT_LIGHTING, Lighting
 from .rasterize_mesh import rasterize_mesh
 
 ASSET = Path(__file__).parent / "assets" / "performers.safetensors"
@@ -47,6 +48,18 @@ SPLITS = {
     "test": (("kira", "leo"), ("dance_a", "dance_b")),
 }
 """Characters and motions: no training sees those of the other splits."""
+CLOTHES_SEEDS = {
+    "train": range(3_000_000, 1 << 30),
+    "validation": range(2_000_000, 3_000_000),
+    "test": range(1_000_000, 2_000_000),
+}
+"""Seeds of `draw_appearance` that a split may use; seeds below all of them are anybody's tests."""
+
+
+def clothes_seed(split: str, draw: int) -> int:
+    """The seed of the split's own that a random whole number stands for."""
+    seeds = CLOTHES_SEEDS[split]
+    return draw if draw in seeds else seeds[draw % len(seeds)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +70,23 @@ class PerformerBank:
     motions: tuple[str, ...]
     tensors: dict[str, Tensor]
 
-    @property
+    @cached_property
     def canonical(self) -> Tensor:
         """[N, 3] mean rest body: where on a body a vertex is, the same for every character."""
-        return self.tensors["rest_vertices"].float().mean(0)
+        with torch.inference_mode(False):
+            return self.tensors["rest_vertices"].float().mean(0)
 
-    @property
+    @cached_property
     def faces(self) -> Tensor:
         """[M, 3] int64."""
-        return self.tensors["faces"].long()
+        with torch.inference_mode(False):  # kept: it must serve those who train as well
+            return self.tensors["faces"].long()
 
 
 @lru_cache(maxsize=1)
 def load_performers(path: Path = ASSET) -> PerformerBank:
     """Read the baked performers (1.8 MB; kept after the first call)."""
-    with safe_open(path, framework="pt") as file:
+    with torch.inference_mode(False), safe_open(path, framework="pt") as file:
         meta = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return PerformerBank(
@@ -79,21 +94,36 @@ def load_performers(path: Path = ASSET) -> PerformerBank:
     )
 
 
+@lru_cache(maxsize=4)
+def _copied_bank(device: torch.device) -> PerformerBank:
+    bank = load_performers()
+    with torch.inference_mode(False):
+        tensors = {key: tensor.to(device) for key, tensor in bank.tensors.items()}
+    return PerformerBank(bank.characters, bank.motions, tensors)
+
+
+def bank_on(device: torch.device) -> PerformerBank:
+    """The baked performers on the device of the tensors at hand."""
+    return load_performers() if device.type == "cpu" else _copied_bank(device)
+
+
 def _rotation_to_down(directions: Tensor) -> Tensor:
     """[..., 3, 3] smallest rotations that turn unit `directions` to straight down (+y)."""
-    down = torch.tensor([0.0, 1.0, 0.0])
+    down = directions.new_tensor([0.0, 1.0, 0.0])
     axis = torch.linalg.cross(directions, down.expand_as(directions))
     cosine = directions[..., 1]
     x, y, z = axis.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1)
     skew = skew.reshape(*directions.shape[:-1], 3, 3)
-    return torch.eye(3) + skew + skew @ skew / (1 + cosine)[..., None, None]
+    return (
+        torch.eye(3, device=directions.device) + skew + skew @ skew / (1 + cosine)[..., None, None]
+    )
 
 
 def _rest_alignment(rest_joints: Tensor) -> Tensor:
     """[J, 3, 3] rotations from a body's rest pose to the motions' (limbs straight down)."""
-    turns = torch.eye(3).repeat(len(JOINTS), 1, 1)
+    turns = torch.eye(3, device=rest_joints.device).repeat(len(JOINTS), 1, 1)
     for index, name in enumerate(JOINTS):
         base, _, side = name.partition(".")
         if base in LIMBS:
@@ -107,6 +137,7 @@ def _sample_motion(bank: PerformerBank, motion: str, times: Tensor) -> tuple[Ten
     """Joint rotations [F, J, 3, 3] and pelvis positions [F, 3] at `times` (seconds; clamped)."""
     rotations = bank.tensors[f"motion.{motion}.rotations"].float()
     positions = bank.tensors[f"motion.{motion}.positions"].float()
+    times = times.to(rotations.device)
     place = (times / bank.tensors[f"motion.{motion}.seconds"]).clamp(0, len(rotations) - 1.001)
     low = place.long()
     part = (place - low)[:, None]
@@ -188,13 +219,14 @@ SURFACE_CHANNELS = 6
 """Place on the rest body (3), position along the arm, share of the head, eyeball or not."""
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
 def surface_coordinates(bank: PerformerBank) -> Tensor:  # [N, 6]
     """What the appearance functions read at a vertex."""
     canonical = bank.canonical
     weights = bank.tensors["weights"].float() / 255
     joints = bank.tensors["rest_joints"].mean(0)
-    arm = torch.full((len(canonical),), -0.4)
+    arm = canonical.new_full((len(canonical),), -0.4)
     for side in (".L", ".R"):
         shoulder, elbow, wrist = (
             joints[JOINTS.index(n + side)] for n in ("shoulder", "elbow", "wrist")
@@ -205,7 +237,7 @@ def surface_coordinates(bank: PerformerBank) -> Tensor:  # [N, 6]
         along = torch.where(upper < 1, upper, 1 + lower.clamp(min=0)).clamp(-0.4, 2.6)
         arm = torch.where(member > 0.05, torch.maximum(arm, along * member.clamp(max=1)), arm)
     head = weights[:, [JOINTS.index("neck"), JOINTS.index("head")]].sum(1)
-    eye = torch.zeros(len(canonical))
+    eye = canonical.new_zeros(len(canonical))
     eye[bank.faces[bank.tensors["face_is_eye"]].unique()] = 1
     return torch.cat([canonical, arm[:, None], head[:, None], eye[:, None]], dim=1)
 
@@ -234,6 +266,10 @@ def garment_distances(
     return {"hair": hair, "shirt": shirt, "trousers": trousers, "shoes": y - 0.725}
 
 
+def _color(values: tuple[float, ...] | np.ndarray, like: Tensor) -> Tensor:
+    return torch.as_tensor(values).float().to(like.device)
+
+
 def _pattern(kind: int, place: Tensor, main: np.ndarray, second: np.ndarray) -> Tensor:
     """Colour [..., 3] of a cloth pattern at a place on the body."""
     x, y, z = place.unbind(-1)
@@ -253,7 +289,7 @@ def _pattern(kind: int, place: Tensor, main: np.ndarray, second: np.ndarray) -> 
         on = y > -0.42
     else:
         on = torch.zeros_like(y, dtype=torch.bool)
-    main, second = torch.as_tensor(main).float(), torch.as_tensor(second).float()
+    main, second = _color(main, place), _color(second, place)
     return torch.where(on[..., None], second, main)
 
 
@@ -264,33 +300,33 @@ def surface_colors(
     """The colour of a place on the dressed body."""
     x, y, z, _, head, eye = surface.unbind(-1)
     place, inside = surface[..., :3], garment_distances(surface, look)
-    skin = torch.tensor(look.skin).float()
+    skin = _color(look.skin, surface)
     color = skin.expand(*x.shape, 3)
 
     def paint(color: Tensor, where: Tensor, new: Tensor) -> Tensor:
-        return torch.where(where[..., None], new.float(), color)
+        return torch.where(where[..., None], new, color)
 
     up, front = EYE_HEIGHT - y, z < EYE_FRONT + 0.05
     face = front & (head > 0.5)
     lips = face & ((x / 0.026) ** 2 + ((up + 0.068) / 0.010) ** 2 < 1)
-    color = paint(color, lips, skin * torch.tensor([0.85, 0.5, 0.5]))
+    color = paint(color, lips, skin * skin.new_tensor([0.85, 0.5, 0.5]))
     brows = face & ((x.abs() - 0.033).abs() < 0.018) & ((up - 0.024).abs() < 0.005)
-    hair = torch.tensor(look.hair).float()
+    hair = _color(look.hair, surface)
     color = paint(color, brows, hair * 0.8)
     iris = ((x.abs() - 0.031) ** 2 + up**2) < 0.0075**2
-    color = paint(color, eye > 0.5, torch.where(iris[..., None], 0.12, 0.95) * torch.ones(3))
+    color = paint(color, eye > 0.5, torch.where(iris[..., None], 0.12, 0.95).expand_as(color))
     trousers = _pattern(look.trousers_pattern, place, *look.trousers)
     color = paint(color, inside["trousers"] > 0, trousers)
     shirt = _pattern(look.shirt_pattern, place, look.shirt[0], look.shirt[1])
     is_back = z > 0.03
     if look.shirt_pattern == 0:
-        shirt = paint(shirt, is_back, torch.from_numpy(look.shirt[2]))
+        shirt = paint(shirt, is_back, _color(look.shirt[2], surface))
     if look.emblem:
         disc = ((x / 0.07) ** 2 + ((y + 0.50) / 0.07) ** 2 < 1) & ~is_back
         bar = (x.abs() < 0.1) & ((y + 0.47).abs() < 0.035) & is_back
-        shirt = paint(shirt, disc | bar, torch.from_numpy(1 - look.shirt[1]))
+        shirt = paint(shirt, disc | bar, _color(1 - look.shirt[1], surface))
     color = paint(color, inside["shirt"] > 0, shirt)
-    color = paint(color, inside["shoes"] > 0, torch.tensor(look.shoes))
+    color = paint(color, inside["shoes"] > 0, _color(look.shoes, surface))
     return paint(color, inside["hair"] > 0, hair.expand_as(color))
 
 
@@ -322,9 +358,13 @@ def pose_performer(
     times: Tensor,  # [F] seconds into the motion
     look: Appearance,
     yaw: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> PosedPerformer:
-    """Dress a body and move it by linear blend skinning; `yaw` (radians) turns it about the up axis."""
-    bank = load_performers()
+    """Dress a body and move it by linear blend skinning; `yaw` (radians) turns it about the up axis.
+
+    Everything that is made of the result is computed on its `device`.
+    """
+    bank = bank_on(torch.device(device))
     index = bank.characters.index(character)
     rest = bank.tensors["rest_vertices"][index].float()
     heads = bank.tensors["rest_joints"][index]
@@ -336,7 +376,7 @@ def pose_performer(
     rest = rest + inflate[:, None] * vertex_normals(rest[None], bank.faces)[0]
     rotations, pelvis = _sample_motion(bank, motion, times)
     cos, sin = np.cos(yaw), np.sin(yaw)
-    turn = torch.tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]], dtype=torch.float32)
+    turn = rest.new_tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
     rotations = turn @ rotations @ _rest_alignment(heads)
     hip_height = heads[JOINTS.index("ankle.L"), 1] - heads[0, 1] + 0.08
     joints = [pelvis @ turn.T * (hip_height / MOTION_HIP_HEIGHT)]
@@ -370,16 +410,12 @@ class RenderedClip:
     """[V, F, 3, H, W] world, unit; 0 = background."""
 
 
-LIGHTS = ((0.4, -0.6, -0.7, 0.42), (-0.7, -0.3, 0.5, 0.22))
-"""Directions to the lights (x, y, z, not unit) and their strength; the rest is ambient 0.5."""
+Background = tuple[float, float, float] | Tensor
+"""One colour, or a picture [3, H, W]."""
 
 
-def _shade(colors: Tensor, normals: Tensor) -> Tensor:
-    light = torch.full_like(colors[..., :1], 0.5)
-    for *direction, strength in LIGHTS:
-        to_light = F.normalize(torch.tensor(direction), dim=0)
-        light = light + strength * (normals @ to_light).clamp(min=0)[..., None]
-    return (colors * light).clamp(0, 1)
+def _in_camera(vertices: Tensor, T_camera_world: Tensor) -> Tensor:  # [B, N, 3], [B, 4, 4]
+    return vertices @ T_camera_world[:, :3, :3].mT + T_camera_world[:, None, :3, 3]
 
 
 def render_geometry(
@@ -391,11 +427,28 @@ def render_geometry(
     height: int,
 ) -> tuple[Tensor, Tensor]:  # depth [H, W] metres, normals [3, H, W] world
     """Exact depth and normals of one picture, at pixel centres; 0 = background."""
-    faces = load_performers().faces
-    vertices = posed.vertices[f] @ T_camera_world[:3, :3].T + T_camera_world[:3, 3]
-    fragments = rasterize_mesh(vertices, faces, K, width, height)
-    normals = F.normalize(fragments.interpolate(posed.normals[f], faces), dim=-1)
-    return fragments.depth, rearrange(normals, "h w c -> c h w")
+    depth, normals = render_geometries(
+        posed.vertices[f][None], posed.normals[f][None], K[None], T_camera_world[None],
+        width, height,
+    )  # fmt: skip
+    return depth[0], normals[0]
+
+
+def render_geometries(
+    vertices: Tensor,  # [B, N, 3] world
+    normals: Tensor,  # [B, N, 3] world
+    K: Tensor,  # [B, 3, 3]
+    T_camera_world: Tensor,  # [B, 4, 4]
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor]:  # depth [B, H, W] metres, normals [B, 3, H, W] world
+    """`render_geometry` of B pictures at once."""
+    faces = bank_on(vertices.device).faces
+    K, T = K.to(vertices.device), T_camera_world.to(vertices.device)
+    fragments = rasterize_mesh(_in_camera(vertices, T), faces, K, width, height)
+    picture = normals.new_zeros(*fragments.faces.shape, 3)
+    picture[fragments.faces >= 0] = F.normalize(fragments.interpolate_hits(normals, faces), dim=-1)
+    return fragments.depth, rearrange(picture, "b h w c -> b c h w")
 
 
 def render_color(
@@ -406,43 +459,91 @@ def render_color(
     T_camera_world: Tensor,  # [4, 4]
     width: int,
     height: int,
-    background: tuple[float, float, float],
+    background: Background,
+    lighting: Lighting = DEFAULT_LIGHTING,
 ) -> tuple[Tensor, Tensor]:  # picture [3, H, W], mask [H, W]
     """Colour and coverage of one picture, from 2x2 samples a pixel."""
-    bank = load_performers()
-    vertices = posed.vertices[f] @ T_camera_world[:3, :3].T + T_camera_world[:3, 3]
-    K = K * torch.tensor([[2.0], [2.0], [1.0]])
-    fragments = rasterize_mesh(vertices, bank.faces, K, 2 * width, 2 * height)
+    picture, mask = render_colors(
+        posed.vertices[f][None], posed.normals[f][None], [look], K[None], T_camera_world[None],
+        width, height, [background], [lighting],
+    )  # fmt: skip
+    return picture[0], mask[0]
+
+
+def render_colors(
+    vertices: Tensor,  # [B, N, 3] world
+    normals: Tensor,  # [B, N, 3] world
+    looks: Sequence[Appearance],  # B
+    K: Tensor,  # [B, 3, 3]
+    T_camera_world: Tensor,  # [B, 4, 4]
+    width: int,
+    height: int,
+    backgrounds: Sequence[Background],  # B
+    lightings: Sequence[Lighting] | None = None,  # B
+) -> tuple[Tensor, Tensor]:  # pictures [B, 3, H, W], masks [B, H, W]
+    """`render_color` of B pictures at once; people, looks, lights and cameras may all differ."""
+    device = vertices.device
+    bank = bank_on(device)
+    K = K.to(device) * torch.tensor([[2.0], [2.0], [1.0]], device=device)
+    T = T_camera_world.to(device)
+    fragments = rasterize_mesh(_in_camera(vertices, T), bank.faces, K, 2 * width, 2 * height)
     hit = fragments.faces >= 0
-    attributes = torch.cat([surface_coordinates(bank), posed.normals[f]], dim=1)
-    values = fragments.interpolate(attributes, bank.faces)[hit]
-    colors = surface_colors(values[:, :SURFACE_CHANNELS], look)
-    picture = torch.tensor(background).expand(2 * height, 2 * width, 3).clone()
-    picture[hit] = _shade(colors, F.normalize(values[:, SURFACE_CHANNELS:], dim=-1))
-    mask = F.avg_pool2d(hit[None, None].float(), 2)[0, 0]
-    return F.avg_pool2d(rearrange(picture, "h w c -> 1 c h w"), 2)[0], mask
+    places = fragments.interpolate_hits(surface_coordinates(bank), bank.faces)
+    directions = F.normalize(fragments.interpolate_hits(normals, bank.faces), dim=-1)
+    counts = hit.flatten(1).sum(1).tolist()
+    lightings = lightings or [DEFAULT_LIGHTING] * len(looks)
+    shaded = [
+        lighting.shade(surface_colors(place, look), direction)
+        for look, lighting, place, direction in zip(
+            looks, lightings, places.split(counts), directions.split(counts), strict=True
+        )
+    ]
+    samples = torch.stack([_background(b, 2 * height, 2 * width, device) for b in backgrounds])
+    samples[hit] = torch.cat(shaded)
+    mask = F.avg_pool2d(hit[:, None].float(), 2)[:, 0]
+    return F.avg_pool2d(rearrange(samples, "b h w c -> b c h w"), 2), mask
+
+
+def _background(background: Background, height: int, width: int, device) -> Tensor:  # [H, W, 3]
+    if not isinstance(background, Tensor):
+        return torch.tensor(background, device=device).expand(height, width, 3)
+    if background.shape != (3, height // 2, width // 2):
+        raise ValueError(
+            f"The background picture is {list(background.shape)}: it must be "
+            f"[3, {height // 2}, {width // 2}], the size of the view."
+        )
+    samples = background.to(device).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return rearrange(samples, "c h w -> h w c")
 
 
 def render_performer(
     posed: PosedPerformer,
     look: Appearance,
     rig: Rig,
-    background: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    background: Background | Sequence[Background] = (0.5, 0.5, 0.5),
     on_step: Callable[[int, int], None] | None = None,
+    lighting: Lighting = DEFAULT_LIGHTING,
+    batch: int | None = None,
 ) -> RenderedClip:
-    """Render every frame from every camera of the rig."""
+    """Render every frame from every camera of the rig.
+
+    `background`: one for all, or a list with one a view. `batch`: pictures drawn at once; by
+    default one on a CPU and 32 elsewhere.
+    """
     V, frames = len(rig), len(posed.vertices)
-    pictures = []
-    for v in range(V):
-        for f in range(frames):
-            camera = (rig.K[v], rig.T_camera_world[v], rig.width, rig.height)
-            pictures.append(
-                (
-                    *render_color(posed, f, look, *camera, background),
-                    *render_geometry(posed, f, *camera),
-                )
-            )
-            if on_step:
-                on_step(v * frames + f + 1, V * frames)
-    stacked = (torch.stack(part) for part in zip(*pictures, strict=True))
+    batch = batch or (1 if posed.vertices.device.type == "cpu" else 32)
+    behind = list(background) if isinstance(background, list) else [background] * V
+    order = [(v, f) for v in range(V) for f in range(frames)]
+    parts = []
+    for first in range(0, len(order), batch):
+        views, times = (list(part) for part in zip(*order[first : first + batch], strict=True))
+        body = (posed.vertices[times], posed.normals[times])
+        camera = (rig.K[views], rig.T_camera_world[views], rig.width, rig.height)
+        lit = ([behind[v] for v in views], [lighting] * len(views))
+        colors = render_colors(*body, [look] * len(views), *camera, *lit)
+        parts.append((*colors, *render_geometries(*body, *camera)))
+        if on_step:
+            for step in range(len(views)):
+                on_step(first + step + 1, len(order))
+    stacked = (torch.cat(part) for part in zip(*parts, strict=True))
     return RenderedClip(*(p.unflatten(0, (V, frames)) for p in stacked))

@@ -2,7 +2,7 @@
 
 Each scene is one synthetic performer in one motion: the source camera at azimuth 0, other cameras
 around, true pictures and the conditions that the source camera's depth gives. Deterministic by
-seed; only the training split's people and motions.
+seed; people, motions and clothes of one split only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..cameras import Rig, orbit_rig
 from ..geometry import BACKGROUND, render_conditions
 from ..performer import (
     SPLITS,
+    clothes_seed,
     draw_appearance,
     load_performers,
     motion_seconds,
@@ -27,6 +28,7 @@ from ..performer import (
     render_color,
     render_geometry,
 )
+from ..performer_light import DEFAULT_LIGHTING, Lighting, draw_lighting
 from ..points import OrientedPoints, points_from_depth
 from .scenes import Scene, save_scene
 
@@ -49,13 +51,19 @@ def _draw_rig(rng: np.random.Generator, views: int, width: int, height: int) -> 
     return orbit_rig(torch.from_numpy(azimuths).float(), elevations, distance, fov, width, height)
 
 
-def source_points(posed, look, rig: Rig, background: tuple[float, float, float]) -> OrientedPoints:
+def source_points(
+    posed,
+    look,
+    rig: Rig,
+    background: tuple[float, float, float],
+    lighting: Lighting = DEFAULT_LIGHTING,
+) -> OrientedPoints:
     """The cloud that view 0 of the rig sees, rendered larger."""
     source = rig.select([0]).resized(SOURCE_SCALE * rig.width, SOURCE_SCALE * rig.height)
     camera = (source.K[0], source.T_camera_world[0], source.width, source.height)
     frames, masks, depth = [], [], []
     for f in range(len(posed.vertices)):
-        frame, mask = render_color(posed, f, look, *camera, background)
+        frame, mask = render_color(posed, f, look, *camera, background, lighting)
         frames.append(frame)
         masks.append(mask)
         depth.append(render_geometry(posed, f, *camera)[0])
@@ -77,11 +85,19 @@ def _to_bytes(t: Tensor) -> np.ndarray:  # [V, F, C, H, W] -> [V, F, H, W, C] ui
     return (t.movedim(2, -1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def render_scene(seed: int, split: str, views: int, frames: int, width: int, height: int) -> Scene:
-    """One scene of a split."""
+def render_scene(
+    seed: int,
+    split: str,
+    views: int,
+    frames: int,
+    width: int,
+    height: int,
+    lights: bool = False,
+) -> Scene:
+    """One scene of a split; `lights` draws them from the seed as well."""
     rng = np.random.default_rng(seed)
     characters, motions = SPLITS[split]
-    look = draw_appearance(int(rng.integers(1 << 30)))
+    look = draw_appearance(clothes_seed(split, int(rng.integers(1 << 30))))
     motion = motions[rng.integers(len(motions))]
     length = motion_seconds(load_performers(), motion)
     start = rng.uniform(0, max(0.0, length - (frames - 1) / FPS))
@@ -94,9 +110,12 @@ def render_scene(seed: int, split: str, views: int, frames: int, width: int, hei
     )
     rig = _draw_rig(rng, views, width, height)
     background = (BACKGROUND,) * 3
-    conditions = render_conditions(source_points(posed, look, rig, background), rig)
+    lighting = draw_lighting(seed) if lights else DEFAULT_LIGHTING
+    conditions = render_conditions(source_points(posed, look, rig, background, lighting), rig)
     pictures = [
-        render_color(posed, f, look, rig.K[v], rig.T_camera_world[v], width, height, background)
+        render_color(
+            posed, f, look, rig.K[v], rig.T_camera_world[v], width, height, background, lighting
+        )
         for v in range(views)
         for f in range(frames)
     ]
@@ -120,6 +139,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--height", type=int, default=160)
+    parser.add_argument("--lights", action="store_true", help="draw the lights by seed as well")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -130,7 +150,9 @@ def main() -> None:
         if not path.exists():
             save_scene(
                 path,
-                render_scene(seed, args.split, args.views, args.frames, args.width, args.height),
+                render_scene(
+                    seed, args.split, args.views, args.frames, args.width, args.height, args.lights
+                ),
             )
             log.info("%s", path.name)
 

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,18 +11,22 @@ from turnaround.models import performer
 from turnaround.models.cameras import Rig, orbit_rig, project
 from turnaround.models.performer import (
     ASSET,
+    CLOTHES_SEEDS,
     JOINTS,
     SPLITS,
+    clothes_seed,
     draw_appearance,
     garment_distances,
     load_performers,
     motion_seconds,
     pose_performer,
     render_color,
+    render_colors,
     render_performer,
     surface_coordinates,
     vertex_normals,
 )
+from turnaround.models.tiny import render_scenes
 
 W, H = 48, 60
 
@@ -195,3 +200,73 @@ def test_vertex_normals_of_a_sphere_are_its_radii():
     cosine = (normals * points.reshape(-1, 3)).sum(-1)[inner]
     assert cosine.abs().min() > 0.99
     assert cosine.sign().unique().numel() == 1
+
+
+def test_clothes_seeds_of_two_splits_never_meet():
+    assert CLOTHES_SEEDS.keys() == SPLITS.keys()
+    for a, b in combinations(CLOTHES_SEEDS.values(), 2):
+        assert max(a.start, b.start) >= min(a.stop, b.stop)
+    draws = np.random.default_rng(0).integers(1 << 30, size=2000).tolist()
+    for split, seeds in CLOTHES_SEEDS.items():
+        # Including the draws that are another split's own.
+        for draw in [*draws, 0, 1_000_003, 2_000_000, 2_999_999, 3_000_000, (1 << 30) - 1]:
+            assert clothes_seed(split, draw) in seeds
+    assert clothes_seed("test", 1_000_003) == 1_000_003  # what the evaluations wear
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_scenes_take_people_motions_and_clothes_of_their_split(split, monkeypatch):
+    taken = []
+
+    class Stop(Exception):
+        pass
+
+    def pose(character, motion, *_, **__):
+        taken.append((character, motion))
+        raise Stop
+
+    def appearance(seed):
+        assert seed in CLOTHES_SEEDS[split]
+        return draw_appearance(seed)
+
+    monkeypatch.setattr(render_scenes, "pose_performer", pose)
+    monkeypatch.setattr(render_scenes, "draw_appearance", appearance)
+    for seed in range(20):
+        with pytest.raises(Stop):
+            render_scenes.render_scene(seed, split, 2, 1, 16, 16)
+    characters, motions = (set(part) for part in zip(*taken, strict=True))
+    assert characters <= set(SPLITS[split][0])
+    assert motions <= set(SPLITS[split][1])
+
+
+def test_a_batch_of_different_people_is_their_single_pictures_to_the_bit():
+    rig, looks = ring(0, 140), [draw_appearance(3), draw_appearance(4)]
+    bodies = [posed("ben", seed=3), posed("ada", "run", seed=4)]
+    behind = [(0.5, 0.5, 0.5), torch.rand(3, H, W, generator=torch.Generator().manual_seed(0))]
+    vertices, normals = (
+        torch.stack([getattr(b, name)[0] for b in bodies]) for name in ("vertices", "normals")
+    )
+    batch = render_colors(vertices, normals, looks, rig.K, rig.T_camera_world, W, H, behind)
+    for i, body in enumerate(bodies):
+        camera = (rig.K[i], rig.T_camera_world[i], W, H)
+        single = render_color(body, 0, looks[i], *camera, behind[i])
+        assert all(torch.equal(part[i], one) for part, one in zip(batch, single, strict=True))
+
+
+def test_batched_clip_is_the_clip_drawn_one_by_one(clip):
+    body, rig, rendered = clip
+    batched = render_performer(body, draw_appearance(3), rig, batch=2)
+    for name in ("frames", "masks", "depth", "normals"):
+        assert torch.equal(getattr(batched, name), getattr(rendered, name))
+
+
+def test_background_picture_stands_unchanged_where_nobody_is():
+    behind = torch.rand(3, H, W, generator=torch.Generator().manual_seed(1))
+    rig = ring(0)
+    camera = (rig.K[0], rig.T_camera_world[0], W, H)
+    picture, mask = render_color(posed(), 0, draw_appearance(3), *camera, behind)
+    free = mask == 0
+    assert free.any()
+    torch.testing.assert_close(picture[:, free], behind[:, free], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="size of the view"):
+        render_color(posed(), 0, draw_appearance(3), *camera, behind[:, 1:])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from turnaround.models.rasterize_mesh import NEAR, Fragments, rasterize_mesh
+from turnaround.models.rasterize_mesh import MAX_CELLS, NEAR, Fragments, rasterize_mesh
 
 W, H = 48, 40
 K = torch.tensor([[50.0, 0, 23.3], [0, 52.0, 20.6], [0, 0, 1]])
@@ -109,3 +109,20 @@ def test_where_nothing_is_hit_everything_is_zero():
 @pytest.mark.parametrize("z", [-2.0, NEAR / 2])
 def test_triangles_behind_the_camera_or_too_near_are_dropped(z):
     assert (draw(quad(0.0, z, 0.5)).faces == -1).all()
+
+
+def test_a_batch_is_its_single_pictures_to_the_bit(monkeypatch):
+    ball, faces = sphere(torch.tensor([0.1, -0.05, 3.0]), 0.7, rings=16)
+    vertices = torch.stack([ball, ball + torch.tensor([0.3, 0.2, 1.0]), -ball])  # last: behind
+    cameras = torch.stack([K, K * torch.tensor([[1.4], [1.4], [1.0]]), K])
+    batch = rasterize_mesh(vertices, faces, cameras, W, H)
+    # Cutting the work into more passes changes nothing either.
+    monkeypatch.setitem(MAX_CELLS, "cpu", 50)
+    for i in range(3):
+        single = rasterize_mesh(vertices[i], faces, cameras[i], W, H)
+        for name in ("faces", "barycentrics", "depth"):
+            assert torch.equal(getattr(batch, name)[i], getattr(single, name))
+        assert torch.equal(
+            batch.interpolate(vertices, faces)[i], single.interpolate(vertices[i], faces)
+        )
+    assert (batch.faces[2] == -1).all() and (batch.faces[:2] >= 0).flatten(1).any(1).all()
