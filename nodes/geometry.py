@@ -54,6 +54,8 @@ class PerformerGeometry(io.ComfyNode):
                 CLOUD.Output(display_name="cloud", tooltip="The performer as points."),
                 VIEWS.Output(display_name="depth", tooltip="The depth that was used, in metres."),
                 io.String.Output(display_name="note", tooltip="What was guessed or changed."),
+                VIEWS.Output(display_name="performer", tooltip="The clip with the mask that was "
+                             "used, for 'reference' of Multi-View Conditioning."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -82,7 +84,9 @@ class PerformerGeometry(io.ComfyNode):
         cloud = points_from_depth(frames, metres, masks, K, erosion, video.fps)
         note = run.say(cls, "; ".join(notes))
         used = torch.where(masks > 0.5, metres, 0.0).nan_to_num(0, 0, 0)[None, :, None]
-        return io.NodeOutput(cloud, Views(used, masks[None], None, video.fps), note)
+        depth_used = Views(used, masks[None], None, video.fps)
+        performer = Views(frames[None], masks[None], video.rig, video.fps)
+        return io.NodeOutput(cloud, depth_used, note, performer)
 
 
 def _fit(name: str, pictures: Tensor, frames: Tensor, notes: list[str]) -> Tensor:

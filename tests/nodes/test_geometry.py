@@ -56,7 +56,7 @@ def image(depth):
 def geometry(video=None, convention="metres", height=1.0, erosion=1, **sockets):
     return PerformerGeometry.execute(
         video or clip(), convention, math.degrees(FOV), height, erosion, **sockets
-    ).result
+    ).result[:3]
 
 
 def test_exact_depth_gives_points_depth_and_no_note():
@@ -65,6 +65,16 @@ def test_exact_depth_gives_points_depth_and_no_note():
     assert cloud.frame_count == FRAMES and note == ""
     assert used.frames.shape == (1, FRAMES, 1, SIZE, SIZE)
     assert torch.equal(used.frames[0, :, 0][masks > 0.5], depth[masks > 0.5])
+
+
+def test_performer_is_the_clip_with_the_mask_that_was_used():
+    _, masks = ball()
+    video = clip(masks=False)
+    *_, performer = PerformerGeometry.execute(
+        video, "metres", math.degrees(FOV), 1.0, 1, mask=masks
+    ).result
+    assert torch.equal(performer.frames, video.frames)
+    assert torch.equal(performer.masks[0], masks)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
