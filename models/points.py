@@ -199,7 +199,7 @@ def points_from_depth(
 
     # A pixel covers more of a slanted surface; cap it so that edges don't grow fans.
     radii = depth / K[0, 0] / 2 / cosine.clamp(min=0.35)
-    pose = torch.eye(4)
+    pose = torch.eye(4, device=centre.device)
     pose[:3, 3] = centre
     return OrientedPoints(
         positions=flat(points) - centre,

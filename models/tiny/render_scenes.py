@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,24 @@ from ..cameras import Rig, orbit_rig
 from ..geometry import BACKGROUND, render_conditions
 from ..performer import (
     SPLITS,
+    Appearance,
+    PosedPerformer,
     clothes_seed,
     draw_appearance,
     load_performers,
     motion_seconds,
     pose_performer,
-    render_color,
-    render_geometry,
+    render_colors,
+    render_geometries,
 )
 from ..performer_light import DEFAULT_LIGHTING, Lighting, draw_lighting
 from ..points import OrientedPoints, points_from_depth
-from .scenes import Scene, save_scene
+from .scenes import LiveScenes, Scene, SceneFolder, Scenes, save_scene
 
 log = logging.getLogger(__name__)
 
 FPS = 16.0
+DEFAULTS = {"views": 6, "frames": 9, "width": 128, "height": 160}
 SOURCE_SCALE = 2
 """The source video is larger than the views, as a creator's own would be."""
 
@@ -52,37 +56,32 @@ def _draw_rig(rng: np.random.Generator, views: int, width: int, height: int) -> 
 
 
 def source_points(
-    posed,
-    look,
+    posed: PosedPerformer,
+    look: Appearance,
     rig: Rig,
     background: tuple[float, float, float],
     lighting: Lighting = DEFAULT_LIGHTING,
 ) -> OrientedPoints:
     """The cloud that view 0 of the rig sees, rendered larger."""
     source = rig.select([0]).resized(SOURCE_SCALE * rig.width, SOURCE_SCALE * rig.height)
-    camera = (source.K[0], source.T_camera_world[0], source.width, source.height)
-    frames, masks, depth = [], [], []
-    for f in range(len(posed.vertices)):
-        frame, mask = render_color(posed, f, look, *camera, background, lighting)
-        frames.append(frame)
-        masks.append(mask)
-        depth.append(render_geometry(posed, f, *camera)[0])
-    cloud = points_from_depth(
-        torch.stack(frames), torch.stack(depth), torch.stack(masks), source.K[0], fps=FPS
+    F = len(posed.vertices)
+    camera = source.K.expand(F, -1, -1), source.T_camera_world.expand(F, -1, -1)
+    size = source.width, source.height
+    frames, masks = render_colors(
+        posed.vertices, posed.normals, [look] * F, *camera, *size, [background] * F, [lighting] * F
     )
-    return _at_true_place(cloud, source)
+    depth = render_geometries(posed.vertices, posed.normals, *camera, *size)[0]
+    return _at_true_place(points_from_depth(frames, depth, masks, source.K[0], fps=FPS), source)
 
 
 def _at_true_place(cloud: OrientedPoints, source: Rig) -> OrientedPoints:
     """Undo the guess of the performer's centre: the rig here is that of the true world."""
-    from dataclasses import replace
-
     offset = source.centers[0] - cloud.source.centers[0]
     return replace(cloud, positions=cloud.positions + offset, source=source)
 
 
-def _to_bytes(t: Tensor) -> np.ndarray:  # [V, F, C, H, W] -> [V, F, H, W, C] uint8
-    return (t.movedim(2, -1) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+def _to_bytes(t: Tensor) -> Tensor:  # [V, F, C, H, W] -> [V, F, H, W, C] uint8
+    return (t.movedim(2, -1) * 255).round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def render_scene(
@@ -93,8 +92,9 @@ def render_scene(
     width: int,
     height: int,
     lights: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Scene:
-    """One scene of a split; `lights` draws them from the seed as well."""
+    """One scene of a split, on a device; `lights` draws them from the seed as well."""
     rng = np.random.default_rng(seed)
     characters, motions = SPLITS[split]
     look = draw_appearance(clothes_seed(split, int(rng.integers(1 << 30))))
@@ -107,26 +107,54 @@ def render_scene(
         start + torch.arange(frames) / FPS,
         look,
         yaw=rng.normal(0, 0.35),
+        device=device,
     )
     rig = _draw_rig(rng, views, width, height)
+    rig = replace(rig, K=rig.K.to(device), T_camera_world=rig.T_camera_world.to(device))
     background = (BACKGROUND,) * 3
     lighting = draw_lighting(seed) if lights else DEFAULT_LIGHTING
     conditions = render_conditions(source_points(posed, look, rig, background, lighting), rig)
-    pictures = [
-        render_color(
-            posed, f, look, rig.K[v], rig.T_camera_world[v], width, height, background, lighting
-        )
-        for v in range(views)
-        for f in range(frames)
-    ]
-    truth = torch.stack([p for p, _ in pictures]).unflatten(0, (views, frames))
-    masks = torch.stack([m for _, m in pictures]).unflatten(0, (views, frames))
+    # One view at a time: all its frames in one pass.
+    truth, masks = zip(
+        *(
+            render_colors(
+                posed.vertices, posed.normals, [look] * frames, rig.K[v].expand(frames, -1, -1),
+                rig.T_camera_world[v].expand(frames, -1, -1), width, height,
+                [background] * frames, [lighting] * frames,
+            )
+            for v in range(views)
+        ),
+        strict=True,
+    )  # fmt: skip
     return Scene(
-        frames=_to_bytes(truth),
+        frames=_to_bytes(torch.stack(truth)),
         partial=_to_bytes(conditions.partial),
         normals=_to_bytes(conditions.normals),
-        masks=(masks * 255).round().to(torch.uint8).numpy(),
+        masks=(torch.stack(masks) * 255).round().to(torch.uint8),
     )
+
+
+def live_scenes(split: str, device: torch.device | str, seed: int) -> LiveScenes:
+    """Scenes of the default size, without end; a training seed of its own gives other scenes."""
+    first = seed * 1_000_000
+
+    def render(number: int) -> Scene:
+        return render_scene(first + number, split, *DEFAULTS.values(), device=device)
+
+    return LiveScenes(render)
+
+
+def add_scene_options(parser: argparse.ArgumentParser) -> None:
+    """What a trainer asks about its scenes."""
+    parser.add_argument("--data", type=Path, help="folder of render_scenes.py; without: live")
+
+
+def scenes_of(args: argparse.Namespace) -> Scenes:
+    """The scenes that a trainer's options ask for: files, or rendered on its device."""
+    if args.data:
+        return SceneFolder(args.data)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return live_scenes("train", automatic if args.device == "auto" else args.device, args.seed)
 
 
 def main() -> None:
@@ -135,10 +163,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--split", default="train", choices=SPLITS)
-    parser.add_argument("--views", type=int, default=6)
-    parser.add_argument("--frames", type=int, default=9)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--height", type=int, default=160)
+    for name, value in DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--lights", action="store_true", help="draw the lights by seed as well")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

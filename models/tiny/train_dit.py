@@ -21,7 +21,8 @@ from ..views import reference_frames
 from .autoencoder import TinyVAE, encode_linearly, encoder_as_convolution
 from .layout import WAN21_RGB_BIAS, WAN21_RGB_FACTORS, dit_to_native
 from .multi_view_dit import MultiViewDiT
-from .scenes import Scene, SceneFolder
+from .render_scenes import add_scene_options, scenes_of
+from .scenes import KINDS, Scene, Scenes
 from .training import Run, Settings, common_options, prepare, run_options
 
 TRAIN_SHIFT = 5.0
@@ -35,18 +36,20 @@ PERMUTE_COLORS = 0.5
 class SceneBatches:
     """Scenes as latents: the reference (view 0, the source camera), then the views to make."""
 
-    def __init__(self, folder: Path, vae: TinyVAE) -> None:
-        self.scenes = SceneFolder(folder, in_memory=1000)
-        self.convolution = encoder_as_convolution(vae)
+    def __init__(self, scenes: Scenes, vae: TinyVAE, device: torch.device) -> None:
+        self.scenes, self.device = scenes, device
+        self.convolution = [t.to(device) for t in encoder_as_convolution(vae)]
 
     def _pictures(self, scene: Scene, rng: np.random.Generator, views: int, still: bool) -> Tensor:
         """[kind, 1 + views, 3, F, H, W] 0..1; kinds: truth, partial colour, normals."""
         V, frames = scene.frames.shape[:2]
         chosen = [0, *rng.permutation(V)[:views]]
-        moments = [rng.integers(frames)] if still else np.arange(frames)[:: rng.choice([-1, 1])]
-        kinds = [k[chosen][:, moments] for k in (scene.frames, scene.partial, scene.normals)]
-        pictures = torch.from_numpy(np.stack(kinds)).permute(0, 1, 5, 2, 3, 4).float() / 255
-        mask = torch.from_numpy(scene.masks[0][moments]).float() / 255
+        moments = list(range(frames))[:: rng.choice([-1, 1])]
+        if still:
+            moments = [moments[rng.integers(frames)]]
+        kinds = [getattr(scene, kind)[chosen][:, moments] for kind in KINDS]
+        pictures = torch.stack(kinds).to(self.device).permute(0, 1, 5, 2, 3, 4).float() / 255
+        mask = scene.masks[0, moments].to(self.device).float() / 255
         H, W = mask.shape[1:]
         source = reference_frames(pictures[0, 0].movedim(0, 1), mask, W, H, GREY)
         pictures[0, 0] = source.movedim(1, 0)
@@ -61,12 +64,11 @@ class SceneBatches:
         return pictures
 
     def draw(
-        self, rng: np.random.Generator, scenes: int, views: int, still: bool
+        self, rng: np.random.Generator, step: int, scenes: int, views: int, still: bool
     ) -> tuple[Tensor, Tensor]:  # clean [scenes, 1 + views, 16, T, h, w], conditions [.., 32, ..]
-        paths = self.scenes.paths
         pictures = torch.stack(
             [
-                self._pictures(self.scenes.load(paths[rng.integers(len(paths))]), rng, views, still)
+                self._pictures(self.scenes.choose(rng, step), rng, views, still)
                 for _ in range(scenes)
             ]
         )
@@ -139,7 +141,7 @@ def progress_picture(model: MultiViewDiT, clean: Tensor, conditions: Tensor, syn
 
 def main() -> None:
     parser = common_options(__doc__, steps=8000, batch=2, lr=1e-3)
-    parser.add_argument("--data", type=Path, required=True, help="folder of render_scenes.py")
+    add_scene_options(parser)
     parser.add_argument("--vae", type=Path, required=True, help="its encoder makes the latents")
     parser.add_argument("--start", type=Path, help="weights of the whole model to begin with")
     parser.add_argument("--sync", action="store_true", help="train only the sync layers")
@@ -151,7 +153,7 @@ def main() -> None:
     prepare(args)
     vae = TinyVAE()
     vae.load_state_dict({k: v.float() for k, v in load_file(args.vae).items()})
-    data, model = SceneBatches(args.data, vae), MultiViewDiT()
+    model = MultiViewDiT()
     if args.start:
         model.load_state_dict(load_file(args.start))
     model.requires_grad_(False)
@@ -164,18 +166,21 @@ def main() -> None:
         module.requires_grad_(True)
     run = Run(trained, Settings.of(args, warmup=100, decay=0.999), **run_options(args))
     model.to(run.device)
-    shown = [t.to(run.device) for t in data.draw(np.random.default_rng(1), 1, 5, False)]
+    data = SceneBatches(scenes_of(args), vae, run.device)
+    shown = data.draw(np.random.default_rng(1), 0, 1, 5, False)
 
-    def step_loss(rng: np.random.Generator, _step: int) -> dict[str, Tensor]:
+    def step_loss(rng: np.random.Generator, step: int) -> dict[str, Tensor]:
         still = rng.random() < args.stills
         # A still is a third of a clip: three times as many make a step of about equal work.
-        clean, conditions = data.draw(rng, args.batch * (3 if still else 1), args.views, still)
+        clean, conditions = data.draw(
+            rng, step, args.batch * (3 if still else 1), args.views, still
+        )
         S, V = clean.shape[:2]
         # Views that are synchronised share one noise level, as they do when sampling.
         sigma = draw_sigma(rng, S)[:, None].expand(S, V) if args.sync else draw_sigma(rng, S * V)
         sigma = sigma.reshape(S, V).clone()
         sigma[:, 0] = 0
-        parts = [t.to(run.device) for t in (clean, conditions, sigma)]
+        parts = [clean, conditions, sigma.to(run.device)]
         with_reference = rng.random() >= DROP_REFERENCE
         if not with_reference:
             parts = [t[:, 1:] for t in parts]

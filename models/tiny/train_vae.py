@@ -18,7 +18,8 @@ from torch import Tensor
 from .autoencoder import TinyVAE
 from .autoencoder_start import start_decoder, start_encoder
 from .pictures import procedural_picture
-from .scenes import SceneFolder
+from .render_scenes import add_scene_options, scenes_of
+from .scenes import Scenes, crop
 from .training import Run, Settings, common_options, prepare, run_options
 
 START_CLIPS = (200, 64)
@@ -40,22 +41,24 @@ def loss_terms(output: Tensor, clip: Tensor) -> dict[str, Tensor]:
 class ClipSource:
     """Batches of crops around performers: true views, partial colours, normal maps."""
 
-    def __init__(self, folder: Path) -> None:
-        self.scenes = SceneFolder(folder, in_memory=400)
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
 
-    def _crop(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
+    def _crop(self, rng: np.random.Generator, step: int, frames: int, size: int) -> Tensor:
         if rng.random() < PROCEDURAL:
             # A moving window over one picture makes a clip with exact motion.
             picture = procedural_picture(rng, size + 2 * frames)
             y, x = frames * (1 - (step := rng.integers(-1, 2, 2)))
             starts = [(y + i * step[0], x + i * step[1]) for i in range(frames)]
-            return np.stack([picture[a : a + size, b : b + size] for a, b in starts])
-        return self.scenes.crop(rng, frames, size)
+            clip = np.stack([picture[a : a + size, b : b + size] for a, b in starts])
+            return torch.from_numpy(clip).permute(3, 0, 1, 2).float()
+        return crop(self.scenes.choose(rng, step), rng, frames, size)
 
-    def batch(self, rng: np.random.Generator, count: int, frames: int, size: int) -> Tensor:
-        """[count, 3, frames, size, size], 0..1."""
-        crops = np.stack([self._crop(rng, frames, size) for _ in range(count)])
-        return torch.from_numpy(crops).permute(0, 4, 1, 2, 3).float()
+    def batch(
+        self, rng: np.random.Generator, step: int, count: int, frames: int, size: int
+    ) -> Tensor:  # [count, 3, frames, size, size], 0..1
+        crops = [self._crop(rng, step, frames, size) for _ in range(count)]
+        return torch.stack([c.to(crops[0].device) for c in crops])
 
 
 def load_start(args, source: ClipSource) -> TinyVAE:
@@ -63,8 +66,8 @@ def load_start(args, source: ClipSource) -> TinyVAE:
     vae, path = TinyVAE(), args.folder / "start.safetensors"
     if not path.exists():
         rng = np.random.default_rng(args.seed)
-        start_encoder(vae, source.batch(rng, START_CLIPS[0], 8, args.size))
-        start_decoder(vae, source.batch(rng, START_CLIPS[1], 9, args.size))
+        start_encoder(vae, source.batch(rng, 0, START_CLIPS[0], 8, args.size))
+        start_decoder(vae, source.batch(rng, 0, START_CLIPS[1], 9, args.size))
         args.folder.mkdir(parents=True, exist_ok=True)
         save_file(vae.state_dict(), path)
     vae.load_state_dict(load_file(path))
@@ -83,20 +86,20 @@ def export(vae: TinyVAE, run: Run, path: Path) -> None:
 
 def main() -> None:
     parser = common_options(__doc__, steps=4000, batch=2, lr=3e-4)
-    parser.add_argument("--data", type=Path, required=True, help="folder of render_scenes.py")
+    add_scene_options(parser)
     parser.add_argument("--frames", type=int, default=9, help="of a clip, 4n + 1")
     parser.add_argument("--size", type=int, default=64, help="of a crop, a multiple of 8")
     parser.add_argument("--export", type=Path, help="write the VAE here at the end")
     args = parser.parse_args()
     prepare(args)
-    source = ClipSource(args.data)
+    source = ClipSource(scenes_of(args))
     vae = load_start(args, source).to(memory_format=torch.channels_last)
     run = Run(vae.decoder, Settings.of(args, warmup=100), **run_options(args))
     vae.to(run.device)
-    shown = source.batch(np.random.default_rng(1), 6, args.frames, 2 * args.size).to(run.device)
+    shown = source.batch(np.random.default_rng(1), 0, 6, args.frames, 2 * args.size).to(run.device)
 
-    def step_loss(rng: np.random.Generator, _step: int) -> dict[str, Tensor]:
-        clip = source.batch(rng, args.batch, args.frames, args.size).to(run.device)
+    def step_loss(rng: np.random.Generator, step: int) -> dict[str, Tensor]:
+        clip = source.batch(rng, step, args.batch, args.frames, args.size).to(run.device)
         with torch.no_grad():
             latents = vae.encode(clip)
         return loss_terms(vae.decode(latents), clip)
