@@ -1,4 +1,4 @@
-"""Render training scenes: `python -m turnaround.models.tiny.render_scenes FOLDER --count 100`.
+"""Render training scenes: `python models/tiny scenes FOLDER --count 100`.
 
 Each scene is one synthetic performer in one motion: the source camera at azimuth 0, other cameras
 around, true pictures and the conditions that the source camera's depth gives. Deterministic by

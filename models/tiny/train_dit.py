@@ -1,4 +1,4 @@
-"""Train the tiny multi-view DiT: `python -m turnaround.models.tiny.train_dit --help`.
+"""Train the tiny multi-view DiT: `python models/tiny dit --help`.
 
 A Wan DiT with 48 input channels (noise 16, partial colour 16, normals 16), by flow matching
 (rectified flow, Liu 2022: x_t = (1 - sigma) x + sigma e, target e - x; timestep shift as in Wan).

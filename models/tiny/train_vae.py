@@ -1,4 +1,4 @@
-"""Train the tiny VAE: `python -m turnaround.models.tiny.train_vae --help`.
+"""Train the tiny VAE: `python models/tiny vae --help`.
 
 The encoder is computed from the data (`autoencoder_start.py`) and stays; training is of the decoder, from
 its least-squares start, by a Huber loss on pixels (Huber 1964) and L1 on their differences
