@@ -2,10 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cameras, embedded, geometry, sampler, views
+from . import cameras, embedded, geometry, human, sampler, views
 
 NODES: list[type[io.ComfyNode]] = [
     *views.NODES,
+    *human.NODES,
     *geometry.NODES,
     *cameras.NODES,
     *sampler.NODES,

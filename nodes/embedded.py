@@ -11,3 +11,6 @@ def register() -> None:
     """Add the embedded folders behind the creator's own: a file of theirs with the same name wins."""
     for kind in ("diffusion_models", "vae", "model_patches"):
         folder_paths.add_model_folder_path(kind, str(TINY / kind))
+    own = Path(folder_paths.models_dir) / "turnaround_human"
+    for folder in (own, TINY / "human"):
+        folder_paths.add_model_folder_path("turnaround_human", str(folder))
