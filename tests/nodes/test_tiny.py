@@ -3,7 +3,7 @@
 A guard against broken weights on one clip, no measure of quality: moment and limits were chosen
 after looking at the numbers. In a faster moment (start 0.4) the errors reach 0.91 of an empty
 picture's and 1.03 of another pose's; and as the pictures are soft, an outfit nearly as grey as the
-background (clothes + 3) is nearer to them than the true one. `eval_views.py` measures.
+background (clothes + 3) is nearer to them than the true one. `evaluate.py` measures.
 """
 
 import comfy.sd
