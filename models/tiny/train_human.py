@@ -58,12 +58,12 @@ log = logging.getLogger(__name__)
 
 HEAT_SIGMA = 1.2
 """Cells of the heat map."""
-SMALL_CROP = (96, 96)
-"""The first steps learn from small crops, a third of the work each (progressive resizing, as in
-Howard's fast.ai training and Tan and Le 2021, EfficientNetV2)."""
-HARD_STEPS = 3000
-"""Until the share of difficult pictures is full: from easy ones the net learns what a body is
-(Bengio et al. 2009, curriculum learning)."""
+STAGES = ((0.5, (64, 64)), (0.85, (96, 96)), (1.0, CROP))
+"""Share of the run until which crops have this size: the first learn what a body is at a sixth of
+the cost (progressive resizing: Karras et al. 2018 and Tan and Le 2021, EfficientNetV2)."""
+HARD_SHARE = 0.5
+"""Share of the run over which difficult pictures become as many as they will be (Bengio et al. 2009,
+curriculum learning)."""
 REFRESH_STEPS = 200
 """Between looks for people that were rendered meanwhile."""
 
@@ -312,9 +312,9 @@ def initialise(net: HumanNet) -> None:
 
 
 def main() -> None:
-    parser = common_options(__doc__, steps=7000, batch=16, lr=1.5e-3)
+    parser = common_options(__doc__, steps=12_000, batch=16, lr=2e-3)
     parser.add_argument("--data", type=Path, required=True, help="folder of human_batches.py")
-    parser.add_argument("--small-steps", type=int, default=4500, help="steps with small crops")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--export", type=Path, help="write the net here in float16 at the end")
     parser.add_argument(
         "--score", choices=("validation", "test"), help="score the net, don't train"
@@ -343,19 +343,48 @@ def main() -> None:
         run.export(args.export)
 
 
+class Prefetch(torch.utils.data.Dataset):
+    """Batches by step number, the same ones with and without worker processes."""
+
+    def __init__(self, load, seed: int, first: int, steps: int, workers: int) -> None:
+        self.load, self.seed, self.first, self.steps = load, seed, first, steps
+        self.ready = None
+        if workers:  # one batch is one item; a GPU wants many loaded at once
+            cv2.setNumThreads(0)  # threads of its own don't survive in the workers
+            loader = torch.utils.data.DataLoader(
+                self, batch_size=None, num_workers=workers, prefetch_factor=4, pin_memory=False
+            )
+            self.ready = iter(loader)
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        step = self.first + index
+        return vars(self.load(np.random.default_rng((self.seed, step)), step))
+
+    def __call__(self, rng: np.random.Generator, step: int) -> HumanBatch:
+        return HumanBatch(**next(self.ready)) if self.ready else self.load(rng, step)
+
+
 def train(net: HumanNet, run: Run, args) -> None:
     """The run itself."""
     source = HumanBatches(args.data, "train", CROP)
     log.info("%d people", len(source))
-    small = source.of_size(SMALL_CROP)
+    stages = [(share, source.of_size(size)) for share, size in STAGES]
     shown = source.batch(np.random.default_rng(1), 12).pictures.to(run.device)
 
+    def load(rng: np.random.Generator, step: int) -> HumanBatch:
+        done = step / args.steps
+        hard = HARD * (0.15 + 0.85 * min(1.0, done / HARD_SHARE))
+        return next(s for share, s in stages if done < share).batch(rng, args.batch, hard)
+
+    batches = Prefetch(load, args.seed, run.step, args.steps, args.workers)
+
     def step_loss(rng: np.random.Generator, step: int) -> dict[str, Tensor]:
-        if step % REFRESH_STEPS == 0:
+        if step % REFRESH_STEPS == 0 and not args.workers:
             source.refresh()
-        chosen = small if step < args.small_steps else source
-        hard = HARD * (0.25 + 0.75 * min(1.0, step / HARD_STEPS))
-        truth = chosen.batch(rng, args.batch, hard).to(run.device)
+        truth = batches(rng, step).to(run.device)
         pictures = truth.pictures.contiguous(memory_format=torch.channels_last)
         return loss_terms(net(pictures), truth)
 

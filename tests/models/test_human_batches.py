@@ -228,6 +228,17 @@ def test_a_constant_relief_error_has_no_slope(batch):
     assert terms["slope"] < 1e-5 and float(terms["relief"]) == pytest.approx(0.8, rel=1e-3)
 
 
+def test_what_a_worker_makes_is_what_the_run_itself_would(source):
+    def load(rng, step):
+        return source.of_size((32, 32)).batch(rng, 1)
+
+    batches = train_human.Prefetch(load, seed=3, first=5, steps=7, workers=0)
+    assert len(batches) == 2
+    for step in (5, 6):
+        made = batches[step - 5]
+        assert torch.equal(made["pictures"], batches(rng((3, step)), step).pictures)
+
+
 def test_whole_frames_are_scored(folder):
     found = train_human.score_frames(HumanNet((8, 8, 8, 8, 8)).eval(), folder, "train", 1)
     assert 0 <= found["mask IoU"] <= 1 and "found" in found
@@ -244,15 +255,13 @@ def test_a_drawn_frame_holds_the_whole_person():
 
 def test_the_trainer_runs_goes_on_and_exports(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train_human, "HumanNet", lambda: HumanNet((8, 8, 8, 8, 8)))
-    for size in ("CROP", "SMALL_CROP"):
-        monkeypatch.setattr(train_human, size, (64, 64))
+    monkeypatch.setattr(train_human, "CROP", (64, 64))
+    monkeypatch.setattr(train_human, "STAGES", ((0.5, (32, 32)), (1.0, (64, 64))))
     common = ["train_human", "--folder", str(tmp_path), "--data", str(folder), "--batch", "1",
               "--threads", "1", "--device", "cpu"]  # fmt: skip
     exported = tmp_path / "net.safetensors"
     for steps in ("1", "2"):
-        monkeypatch.setattr(
-            "sys.argv", [*common, "--steps", steps, "--small-steps", "1", "--export", str(exported)]
-        )
+        monkeypatch.setattr("sys.argv", [*common, "--steps", steps, "--export", str(exported)])
         train_human.main()
     assert load_file(exported)["stem.weight"].dtype == torch.float16
     assert list(tmp_path.glob("checkpoint-00000002")) and list((tmp_path / "pictures").iterdir())
