@@ -43,7 +43,9 @@ REAL_CLIP_FILES = re.compile(
 FLAGSHIP = ROOT / "workflows" / "01_performer_turnaround.json"
 # torchvision exists only for the registry's own torch, so both come from there.
 REQUIREMENTS = ["torch>=2.14", "torchvision", "requests", "setuptools"]
-DEV_REQUIREMENTS = ["pytest", "ruff", "playwright", "psutil", "aiohttp", "diffusers", "comfy-cli"]
+DEV_REQUIREMENTS = [
+    *("pytest", "ruff", "playwright", "psutil", "aiohttp", "diffusers", "comfy-cli", "scikit-image")
+]
 SKIPPED_HOST_REQUIREMENTS = ("torchaudio",)
 NOT_EXECUTED = {"MarkdownNote", "Note", "Reroute"}
 

@@ -190,6 +190,20 @@ def normal_angle(
     return _mean(angle, weights)
 
 
+def depth_errors(
+    result: Tensor,  # [..., H, W] metres
+    truth: Tensor,  # [..., H, W] metres
+    where: Tensor,  # [..., H, W] bool, where both are known
+) -> tuple[float, float]:
+    """Mean relative error: after scaling to the true median (shape alone), and as it is (metric)."""
+    _check_pair(result, truth)
+    d, t = result[where], truth[where]
+    if not len(d):
+        return math.nan, math.nan
+    scaled = d * (t.median() / d.median())
+    return float(((scaled - t).abs() / t).mean()), float(((d - t).abs() / t).mean())
+
+
 @dataclass(frozen=True)
 class KeypointError:
     """How far keypoints lie from the truth."""

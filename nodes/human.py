@@ -15,18 +15,16 @@ from torch import Tensor
 
 from ..models.cameras import intrinsics
 from ..models.geometry import encode_normals
-from ..models.human_net import (
+from ..models.human_frames import (
     CHOICES,
-    CROP,
     OPENPOSE_BONES,
-    HumanNet,
     Humans,
     Looking,
     estimate_humans,
-    human_layout,
     openpose_json,
     to_openpose,
 )
+from ..models.human_net import CROP, HumanNet, human_layout
 from ..models.views import Views
 from . import run
 from .sockets import VIEWS

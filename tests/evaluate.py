@@ -270,7 +270,7 @@ def body_reader(focal: float):
     it sees nobody) and keypoints [N, 17, 2] (pixels, COCO's order; the picture's middle where it
     sees nobody). None while the pack has no such net.
     """
-    from turnaround.models.human_net import Looking, coco17, estimate_humans
+    from turnaround.models.human_frames import Looking, coco17, estimate_humans
     from turnaround.nodes import embedded, human
 
     weights = embedded.TINY / "human" / "turnaround_tiny_human.safetensors"

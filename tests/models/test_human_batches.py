@@ -257,7 +257,7 @@ def test_the_trainer_runs_goes_on_and_exports(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train_human, "HumanNet", lambda: HumanNet((8, 8, 8, 8, 8)))
     monkeypatch.setattr(train_human, "CROP", (64, 64))
     monkeypatch.setattr(train_human, "STAGES", ((0.5, (32, 32)), (1.0, (64, 64))))
-    common = ["train_human", "--folder", str(tmp_path), "--data", str(folder), "--batch", "1",
+    common = ["train_human", "--folder", str(tmp_path), "--data", str(folder), "--batch", "2",
               "--threads", "1", "--device", "cpu"]  # fmt: skip
     exported = tmp_path / "net.safetensors"
     for steps in ("1", "2"):

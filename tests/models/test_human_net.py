@@ -1,37 +1,35 @@
 """The human net: crops and what comes back from them, gradients, whom it chooses, empty pictures."""
 
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from turnaround.models import human_net
-from turnaround.models.human_net import (
-    CROP,
+from turnaround.models.human_frames import (
     OPENPOSE18,
-    HumanNet,
-    HumanOutput,
     Looking,
     aimed_camera,
-    box_to_crop,
     choose_person,
-    crop_frames,
-    depth_errors,
     estimate_humans,
-    estimate_keypoints,
     find_people,
-    human_layout,
-    inside_box,
-    mask_iou,
-    normal_degrees,
     openpose_json,
-    paste,
-    pck,
     smooth_over_time,
-    soft_argmax,
-    to_frame,
     to_openpose,
 )
+from turnaround.models.human_net import (
+    CROP,
+    HumanNet,
+    HumanOutput,
+    box_to_crop,
+    crop_frames,
+    estimate_keypoints,
+    human_layout,
+    inside_box,
+    paste,
+    soft_argmax,
+    to_frame,
+)
+from turnaround.models.metrics import mask_iou
 from turnaround.models.performer_truth import KEYPOINTS
 
 P = len(KEYPOINTS)
@@ -246,7 +244,7 @@ def test_the_person_is_found_at_any_size(size):
     truth = torch.zeros(2, height, width)
     truth[:, box[1] : box[3], box[0] : box[2]] = 1
     assert humans.masks.shape == truth.shape and humans.present.all() and humans.note == ""
-    assert mask_iou(humans.masks, truth).min() > 0.9
+    assert min(mask_iou(m, t) for m, t in zip(humans.masks, truth, strict=True)) > 0.9
     middle = torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     assert (humans.keypoints[0, 0] - middle).norm() < 3
 
@@ -351,18 +349,3 @@ def test_openpose_has_its_order_its_neck_and_leaves_doubt_out():
     assert openpose_json(estimate_humans(Stub(), torch.zeros(1, 3, 50, 60), 9.0), 60, 50) == [
         {"people": [], "canvas_width": 60, "canvas_height": 50}
     ]
-
-
-def test_scores_of_known_errors():
-    mask, truth = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
-    mask[0, :2], truth[0, :1] = 1, 1
-    assert float(mask_iou(mask, truth)) == 0.5
-    depth = torch.full((4, 4), 2.0)
-    assert depth_errors(depth * 1.1, depth, truth[0] > 0) == pytest.approx((0, 0.1), abs=1e-6)
-    assert math.isnan(depth_errors(depth, depth, depth < 0)[0])
-    up, tilted = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
-    up[1], tilted[1], tilted[2] = 1, math.cos(0.3), math.sin(0.3)
-    assert normal_degrees(up, tilted, depth > 0) == pytest.approx(math.degrees(0.3), rel=1e-3)
-    away = torch.tensor([[3.0, 4.0], [0, 1]])
-    counts = torch.tensor([True, True])
-    assert pck(away, torch.zeros(2, 2), counts, torch.tensor(2.0)) == 0.5

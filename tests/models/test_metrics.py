@@ -11,6 +11,7 @@ from turnaround.models.cameras import Rig, intrinsics, look_at
 from turnaround.models.metrics import (
     cross_view_consistency,
     decibels,
+    depth_errors,
     flicker,
     haarpsi,
     keypoint_error,
@@ -163,6 +164,12 @@ def test_mask_iou_of_half_overlapping_squares_is_a_third():
     assert mask_iou(a, b) == pytest.approx(1 / 3)
     assert mask_iou(a, a) == 1
     assert math.isnan(mask_iou(a * 0, a * 0))
+
+
+def test_depth_that_is_a_tenth_too_far_is_right_up_to_scale_only():
+    depth = torch.linspace(2, 3, 16).view(4, 4)
+    assert depth_errors(depth * 1.1, depth, depth > 0) == pytest.approx((0, 0.1), abs=1e-6)
+    assert math.isnan(depth_errors(depth, depth, depth < 0)[0])
 
 
 def test_mask_iou_falls_as_a_mask_moves_away():
