@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .clip_masks import refine_masks
 from .human_net import (
     CROP,
     MEAN_HEIGHT,
@@ -37,8 +38,11 @@ from .human_net import (
 )
 from .performer_truth import COCO17, KEYPOINTS
 
-COARSE_SIDE = 256
-"""Longer side of the frame in the first look for people."""
+LOOKS = (96, 160, 256)
+"""Longer sides of the frame in the first look for people: large bodies are best known from small
+pictures, small ones from large pictures; the answers' logits are averaged."""
+SECOND_CROP = (96, 96)
+"""Width and height of the crop that is asked for the mask beside `CROP`, for the same reason."""
 SMALLEST_PERSON = 0.0008
 """Share of the frame that anybody must fill to be one."""
 
@@ -164,6 +168,8 @@ class Looking:
     """Metres, when known."""
     steadiness: float = 1.5
     """Frames over which crop and distance are averaged; 0 for unrelated pictures."""
+    refine: bool = True
+    """Whether masks follow the colours of the clip (clip_masks.py)."""
     chunk: int = 8
 
 
@@ -181,7 +187,7 @@ def estimate_humans(
     total, _, H, W = frames.shape
     if min(H, W) < 8:
         raise ValueError(f"The frames are {W}x{H}: the human net needs at least 8x8 pixels.")
-    step = _Counter(on_step, 2 * total)
+    step = _Counter(on_step, (3 if looking.refine else 2) * total)
     boxes, known, jumps, crowd = _first_look(net, frames, looking, device, step)
     if not known.any():
         return _nobody(frames)
@@ -192,26 +198,16 @@ def estimate_humans(
     boxes = torch.cat([smooth[:, :2] - half, smooth[:, :2] + half], 1)
     crops = torch.stack([box_to_crop(b) for b in boxes])
     parts: list[_Found] = []
+    pictures: list[Tensor] = []
     for some in torch.arange(total).split(looking.chunk):
-        pictures = crop_frames(frames[some].to(device).float(), crops[some], *CROP)
-        out = net(pictures)
-        parts.append(
-            _Found(
-                *(
-                    t.float().cpu()
-                    for t in (
-                        out.mask.sigmoid(),
-                        out.relief,
-                        out.normals,
-                        out.keypoints,
-                        out.confidence.sigmoid(),
-                        out.scale,
-                    )
-                )
-            )
-        )
-        step(len(some), pictures[-1])
+        shown = frames[some].to(device).float()
+        pictures.append(crop_frames(shown, crops[some], *CROP))
+        parts.append(_ask(net, shown, pictures[-1], crops[some]))
+        step(len(some), pictures[-1][-1])
     found = _Found(*(torch.cat(t) for t in zip(*parts, strict=True)))
+    if looking.refine:
+        masks = refine_masks(torch.cat(pictures).cpu(), found.masks, bool(looking.steadiness), step)
+        found = found._replace(masks=masks)
     return _to_frames(found, crops.cpu(), known.cpu(), jumps.cpu(), crowd, looking,
                       float(focal), centre or (W / 2, H / 2), W, H)  # fmt: skip
 
@@ -227,6 +223,18 @@ class _Found(NamedTuple):
     scale: Tensor
 
 
+def _ask(net: HumanNet, frames: Tensor, pictures: Tensor, crops: Tensor) -> _Found:
+    """The net's answers on crops."""
+    out = net(pictures)
+    small = net(crop_frames(frames, crops, *SECOND_CROP)).mask
+    small = F.interpolate(small[:, None], out.mask.shape[-2:], mode="bilinear")[:, 0]
+    answers = (
+        ((out.mask + small) / 2).sigmoid(), out.relief, out.normals, out.keypoints,
+        out.confidence.sigmoid(), out.scale,
+    )  # fmt: skip
+    return _Found(*(t.float().cpu() for t in answers))
+
+
 class _Counter:
     def __init__(self, on_step: Step | None, total: int) -> None:
         self.on_step, self.total, self.done = on_step, total, 0
@@ -240,26 +248,22 @@ class _Counter:
 def _first_look(net, frames: Tensor, looking: Looking, device, step: _Counter):
     """The performer's box in every frame: boxes [F, 4], known [F], jumps [F], most people."""
     H, W = frames.shape[-2:]
-    zoom = COARSE_SIDE / max(H, W)
-    # The canvas is the frame and some grey, so that its sides are multiples of the stride.
-    width, height = (max(STRIDE, math.ceil(n * zoom / STRIDE) * STRIDE) for n in (W, H))
-    canvas = torch.tensor([0, 0, width / zoom, height / zoom], device=device)
+    box_of_frame = torch.tensor([0.0, 0, W, H], device=device)
     boxes, known, jumps, crowd = [], [], [], 0
     previous = None
     for some in frames.split(looking.chunk):
         pictures = some.to(device).float()
-        out = net(crop_frames(pictures, canvas.expand(len(some), 4), width, height))
-        shares = F.avg_pool2d(out.anyone.sigmoid()[:, None], 2)[:, 0]
+        shares, pixel = _where_people_are(net, pictures)
         for picture, share in zip(pictures, shares, strict=True):
             people = find_people(share)
             crowd = max(crowd, sum(p[4] >= 0.1 * people[0][4] for p in people) if people else 0)
-            sized = [torch.cat([p[:4] * (2 / zoom), p[4:]]) for p in people]
+            sized = [torch.cat([p[:4] * pixel, p[4:]]) for p in people]
             box = choose_person(sized, (W, H), looking.choice, looking.index,
                                 previous if looking.steadiness else None)  # fmt: skip
             if box is not None:
                 box = _look_again(net, picture, box)
             jump = box is not None and previous is not None and _overlap(box, previous) < 0.15
-            boxes.append(box if box is not None else canvas)
+            boxes.append(box if box is not None else box_of_frame)
             known.append(box is not None)
             jumps.append(jump or not looking.steadiness)
             previous = box if box is not None else previous
@@ -267,6 +271,24 @@ def _first_look(net, frames: Tensor, looking: Looking, device, step: _Counter):
     return torch.stack(boxes), torch.tensor(known, device=device), torch.tensor(
         jumps, device=device
     ), int(crowd)  # fmt: skip
+
+
+def _where_people_are(net: HumanNet, pictures: Tensor) -> tuple[Tensor, float]:
+    """Shares [B, h, w] of any person, over the frame and some grey beyond it, and how many of the
+    frame's pixels one of theirs is."""
+    H, W = pictures.shape[-2:]
+    side = max(H, W)
+    h, w = (max(1, n * LOOKS[-1] // (2 * side)) for n in (H, W))
+    logits = []
+    for look in LOOKS:
+        # The canvas is the frame and some grey, so that its sides are multiples of the stride.
+        width, height = (max(STRIDE, math.ceil(n * look / side / STRIDE) * STRIDE) for n in (W, H))
+        canvas = torch.tensor([0, 0, width, height], device=pictures.device) * (side / look)
+        found = net(crop_frames(pictures, canvas.expand(len(pictures), 4), width, height)).anyone
+        grid = (math.ceil(n * LOOKS[-1] / look / 2) for n in (height, width))
+        found = F.interpolate(found[:, None], tuple(grid), mode="bilinear", antialias=True)
+        logits.append(found[:, 0, :h, :w])
+    return torch.stack(logits).mean(0).sigmoid(), 2 * side / LOOKS[-1]
 
 
 def _look_again(net: HumanNet, picture: Tensor, box: Tensor) -> Tensor:

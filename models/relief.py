@@ -86,7 +86,7 @@ def relief_depth(
     return torch.where(masks > 0.5, distance - smooth, 0.0)
 
 
-def _opencv():
+def opencv():
     """OpenCV, or a sentence: it is needed only where a mask has to be guessed."""
     try:
         import cv2
@@ -104,7 +104,7 @@ BAND = 3
 
 def _refine(frame: np.ndarray, found: np.ndarray) -> np.ndarray:
     """GrabCut in a narrow band along the outline; the first guess where it fails."""
-    cv2 = _opencv()
+    cv2 = opencv()
     kernel = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
     inner = cv2.erode(found.astype(np.uint8), kernel)
     outer = cv2.dilate(found.astype(np.uint8), kernel)
@@ -129,7 +129,7 @@ def mask_from_plain_background(
 
     GrabCut then decides the outline, where colours mix.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     masks = []
     for frame in (frames.movedim(1, -1) * 255).round().byte().cpu().numpy():
         border = np.concatenate([frame[:2].reshape(-1, 3), frame[:, :2].reshape(-1, 3),

@@ -117,6 +117,10 @@ class HumanGeometry(io.ComfyNode):
                                "tenth for grown-ups."),
                 io.Combo.Input("nobody", options=["stop", "empty mask"],
                                tooltip="What to do when no frame shows a person."),
+                io.Boolean.Input("follow_colors", default=True,
+                                 tooltip="Corrects the mask by the colours of the clip (GrabCut): "
+                                 "what is surely the performer tells how the rest looks. Off shows "
+                                 "the net's own answer."),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="The performer in white."),
@@ -138,7 +142,7 @@ class HumanGeometry(io.ComfyNode):
     @classmethod
     def execute(
         cls, human_net: ModelPatcher, person, number, frames, fov, performer_height, nobody,
-        video: Views | None = None, images=None,
+        follow_colors=True, video: Views | None = None, images=None,
     ) -> io.NodeOutput:  # fmt: skip
         pictures, K, rig, fps = _clip(video, images, fov)
         looking = Looking(
@@ -146,6 +150,7 @@ class HumanGeometry(io.ComfyNode):
             index=number,
             height=performer_height,
             steadiness=Looking.steadiness if frames == "one clip" else 0.0,
+            refine=follow_colors,
         )
         memory = BYTES_A_CROP_PIXEL * CROP[0] * CROP[1] * looking.chunk
         mm.load_models_gpu([human_net], memory_required=memory)
@@ -156,7 +161,7 @@ class HumanGeometry(io.ComfyNode):
             looking,
             (float(K[0, 2]), float(K[1, 2])),
             human_net.load_device,
-            run.progress(2 * len(pictures)),
+            run.progress((3 if follow_colors else 2) * len(pictures)),
         )
         if not humans.present.any() and nobody == "stop":
             raise ValueError(

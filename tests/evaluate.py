@@ -11,7 +11,6 @@ frames) only shows it.
 
 import argparse
 import datetime
-import inspect
 import math
 import os
 import platform
@@ -233,13 +232,6 @@ def real_task(folder: Path, amount: Amount) -> tuple[Task, float]:
     return task, clip.rig_error
 
 
-def takes_reference() -> bool:
-    """Whether the sampler has the reference path: the source clip as an extra, clean view."""
-    from turnaround.nodes import sampler
-
-    return "reference" in inspect.signature(sampler.MultiViewSampler.execute).parameters
-
-
 def sampled(task: Task, method: Method, models) -> Tensor:  # [V, F, 3, H, W]
     """The views of one row, through the pack's own nodes."""
     from turnaround.models.geometry import BACKGROUND
@@ -249,16 +241,13 @@ def sampled(task: Task, method: Method, models) -> Tensor:  # [V, F, 3, H, W]
     normals = task.normals
     if not method.normals:
         normals = replace(normals, frames=torch.full_like(normals.frames, BACKGROUND))
-    # The one place that knows how the reference enters: the source clip into the conditions, whose
-    # last output then goes into the sampler.
-    reference = takes_reference() and method.reference
-    positive, negative, latent, _, *cut_out = sampler.MultiViewConditioning.execute(
-        vae, task.partial, normals, **({"reference": task.source} if reference else {})
+    positive, negative, latent, _, reference = sampler.MultiViewConditioning.execute(
+        vae, task.partial, normals, reference=task.source if method.reference else None
     ).args
     samples = sampler.MultiViewSampler.execute(
         model, positive, negative, latent, SEED, STEPS, 1.0, "euler", "simple", 1.0,
         0.0 if method.sync == "off" else 1.0, sync=None if method.sync == "training-free" else sync,
-        rig=task.rig, **({"reference": cut_out[0]} if reference else {}),
+        rig=task.rig, reference=reference,
     ).args[0]  # fmt: skip
     return views.DecodeViews.execute(samples, vae, task.truth.fps, task.rig).args[0].frames
 
@@ -268,14 +257,12 @@ def body_reader(focal: float):
 
     frames [N, 3, H, W] -> normals [N, 3, H, W] (unit, camera axes: x right, y down, z away; 0 where
     it sees nobody) and keypoints [N, 17, 2] (pixels, COCO's order; the picture's middle where it
-    sees nobody). None while the pack has no such net.
+    sees nobody).
     """
     from turnaround.models.human_frames import Looking, coco17, estimate_humans
     from turnaround.nodes import embedded, human
 
     weights = embedded.TINY / "human" / "turnaround_tiny_human.safetensors"
-    if not weights.exists():
-        return None
     net = human.load_human(str(weights)).model
 
     def read(frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -346,8 +333,6 @@ def evaluate(task: Task, models, sheets: list) -> dict[str, dict[str, float]]:
     reader = body_reader(float(task.rig.K[0, 1, 1])) if task.normals_true is not None else None
     rows = {PARTIAL: task.partial.frames}
     for method in METHODS:
-        if not method.reference and not takes_reference():
-            continue
         began = time.monotonic()
         say(f"  {task.name}: {method.name}")
         rows[method.name] = sampled(task, method, models)
@@ -411,11 +396,6 @@ def machine() -> str:
 def page(synthetic, real, amount: Amount, angles: list[float], rig_error: float, minutes: float):
     """docs/SCOREBOARD.md"""
     people = ", ".join(f"{p} {m}" for p, m in CLIPS[: amount.clips])
-    reference = (
-        ""
-        if takes_reference()
-        else " The model has no reference input yet, so that row is missing."
-    )
     pose = (
         " `normals` and `keypoints` are read off the pictures by the embedded human net, which makes "
         "errors of its own: its figures for the truth itself are the least that any row can have."
@@ -430,7 +410,7 @@ cfg 1, seed {SEED}, views of {SIZE[0]}x{SIZE[1]}, {amount.frames} frames, from a
 
 One network serves every row: "without" means that its input is taken away when sampling (normal
 maps replaced by the background's grey; view sync off; no reference), not that a network was trained
-without it, as the paper's ablation does.{reference}
+without it, as the paper's ablation does.
 
 ## People and motions that no training saw
 

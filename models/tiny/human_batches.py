@@ -321,7 +321,7 @@ def _write(path: Path, save) -> None:
 # --- batches --------------------------------------------------------------------------------------
 
 
-HARD = 0.6
+HARD = 0.25
 """Share of difficult pictures: footage is mostly better than the worst that a net must bear."""
 
 

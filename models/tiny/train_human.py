@@ -107,8 +107,8 @@ def loss_terms(out: HumanOutput, truth: HumanBatch) -> dict[str, Tensor]:
         "relief": 8 * error.abs().sum() / pixels,
         "slope": 2 * _gradient_matching(error, surface),
         "normals": 3 * angle.sum() / pixels,
-        "heat": 0.5 * (entropy * inside).sum() / count,
-        "keypoints": 0.15 * (away.clamp(max=12) * inside).sum() / count,
+        "heat": 3 * (entropy * inside).sum() / count,
+        "keypoints": 0.3 * (away.clamp(max=12) * inside).sum() / count,
         "sure": 0.5 * F.binary_cross_entropy_with_logits(out.confidence, truth.confidence),
         "scale": 2 * (scale / scale.new_tensor([1.0, 2.0])).sum() / here.sum().clamp(min=1),
     }

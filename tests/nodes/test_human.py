@@ -178,7 +178,7 @@ def test_progress_comes_with_a_picture_and_the_cancel_button_works(net, monkeypa
     seen = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *a, **k: seen.append(a))
     run_node(net)
-    assert seen[-1][0] == seen[-1][1] == 2 * FRAMES and seen[-1][2] is not None
+    assert seen[-1][0] == seen[-1][1] == 3 * FRAMES and seen[-1][2] is not None
     mm.interrupt_current_processing(True)
     try:
         with pytest.raises(mm.InterruptProcessingException):
