@@ -72,6 +72,17 @@ class MultiViewDiT(nn.Module):
             block.register_forward_pre_hook(self._refer(i))
             block.register_forward_hook(self._synchronise(i))
 
+    @torch.no_grad()
+    def start_sync(self) -> None:
+        """Each sync layer begins as a copy of its block's self-attention, behind a projector of
+        zero (as SynCamMaster's): it knows already which tokens belong together."""
+        for block, layer in zip(self.dit.blocks, self.sync.blocks.values(), strict=True):
+            for name in ("q", "k", "v"):
+                getattr(layer, name).load_state_dict(getattr(block.attn1, f"to_{name}").state_dict())
+            layer.norm_q.load_state_dict(block.attn1.norm_q.state_dict())
+            layer.norm_k.load_state_dict(block.attn1.norm_k.state_dict())
+            layer.modulation.copy_(block.scale_shift_table[:, :3])
+
     def _refer(self, index: int):
         def hook(_block, inputs):
             x, text, *rest = inputs

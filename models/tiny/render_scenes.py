@@ -113,7 +113,8 @@ def render_scene(
     rig = replace(rig, K=rig.K.to(device), T_camera_world=rig.T_camera_world.to(device))
     background = (BACKGROUND,) * 3
     lighting = draw_lighting(seed) if lights else DEFAULT_LIGHTING
-    conditions = render_conditions(source_points(posed, look, rig, background, lighting), rig)
+    points = source_points(posed, look, rig, background, lighting)
+    conditions = render_conditions(points, rig, "kept")
     # One view at a time: all its frames in one pass.
     truth, masks = zip(
         *(

@@ -156,6 +156,8 @@ def main() -> None:
     model = MultiViewDiT()
     if args.start:
         model.load_state_dict(load_file(args.start))
+    if args.sync:
+        model.start_sync()
     model.requires_grad_(False)
     trained = (
         {"sync": model.sync.blocks}

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 HEAT_SIGMA = 1.2
 """Cells of the heat map."""
-STAGES = ((0.6, (64, 64)), (0.92, (96, 96)), (1.0, CROP))
+STAGES = ((0.6, (64, 64)), (0.9, (96, 96)), (1.0, CROP))
 """Share of the run until which crops have this size: the first learn what a body is at a sixth of
 the cost (progressive resizing: Karras et al. 2018 and Tan and Le 2021, EfficientNetV2)."""
 HARD_SHARE = 0.5

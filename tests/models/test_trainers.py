@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from turnaround.models.tiny import train_dit, train_vae
 from turnaround.models.tiny.autoencoder import TinyVAE
+from turnaround.models.tiny.multi_view_dit import MultiViewDiT
 from turnaround.models.tiny.render_scenes import render_scene
 from turnaround.models.tiny.scenes import save_scene
 
@@ -65,6 +66,23 @@ def test_dit_trains_then_its_sync_layers_alone(run, tmp_path):
     assert all(k.startswith("sync.blocks.") for k in changed)
     assert "blocks.7.self_attn.q.weight" in load_file(native)
     assert {"blocks.7.q.weight", "references.7.weight"} <= load_file(sync).keys()
+
+
+def test_sync_layers_start_as_copies_of_self_attention_and_change_nothing():
+    pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = MultiViewDiT().eval()
+    torch.nn.init.normal_(model.dit.proj_out.weight, std=0.02)
+    model.start_sync()
+    x, sigma = torch.randn(3, 48, 1, 4, 4), torch.tensor([0.0, 0.5, 0.5])
+    with torch.no_grad():
+        alone = model(x, sigma, 3, with_reference=True, synced=False)
+        together = model(x, sigma, 3, with_reference=True, synced=True)
+    assert alone.std() > 0.01
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    block, layer = model.dit.blocks[3], model.sync.blocks["3"]
+    assert torch.equal(layer.k.weight, block.attn1.to_k.weight)
+    assert torch.equal(layer.modulation, block.scale_shift_table[:, :3])
 
 
 def test_command_lists_the_trainers_and_runs_one():
