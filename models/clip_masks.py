@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .relief import opencv
+from .relief import grab_cut, opencv
 
 SURE, LIKELY, NEVER = 0.8, 0.4, 0.03
 """The net's share above which a pixel is the performer, is probably, and below which it is not."""
@@ -70,17 +70,11 @@ def _cut(
     label[share < NEVER] = cv2.GC_BGD
     label[sure > 0] = cv2.GC_FGD
     label = label.astype(np.uint8).reshape(count * height, width)
-    tall = np.ascontiguousarray(frames.reshape(count * height, width, 3))
-    body, room = np.zeros((1, 65)), np.zeros((1, 65))
+    tall = frames.reshape(count * height, width, 3)
     inside = np.isin(label, (cv2.GC_FGD, cv2.GC_PR_FGD))
     if not sure.any() or inside.all():
         return share > 0.5
-    cv2.setRNGSeed(0)  # the mixtures start from k-means
-    for turn in range(ROUNDS):
-        how = cv2.GC_EVAL if turn else cv2.GC_INIT_WITH_MASK
-        cv2.grabCut(tall, label, None, room, body, 1, how)
-        step(0)
-    inside = np.isin(label, (cv2.GC_FGD, cv2.GC_PR_FGD)).reshape(share.shape)
+    inside = grab_cut(tall, label, ROUNDS, lambda: step(0)).reshape(share.shape)
     return np.stack([_with_seed(i, s) for i, s in zip(inside, sure, strict=True)])
 
 

@@ -8,6 +8,8 @@ or a torso, and every caller says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -98,6 +100,23 @@ def opencv():
     return cv2
 
 
+def grab_cut(
+    picture: np.ndarray,  # [H, W, 3] uint8
+    labels: np.ndarray,  # [H, W] uint8, OpenCV's GC_ kinds; written into
+    rounds: int,  # of colour mixtures and cut in turn
+    on_round: Callable[[], None] = lambda: None,
+) -> np.ndarray:  # [H, W] bool
+    """The same foreground every time, by colour and edges (Rother, Kolmogorov, Blake 2004)."""
+    cv2 = opencv()
+    cv2.setRNGSeed(0)  # the mixtures start from k-means
+    room, body = np.zeros((1, 65)), np.zeros((1, 65))
+    for turn in range(rounds):
+        how = cv2.GC_EVAL if turn else cv2.GC_INIT_WITH_MASK
+        cv2.grabCut(np.ascontiguousarray(picture), labels, None, room, body, 1, how)
+        on_round()
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+
+
 BAND = 3
 """Pixels on each side of a guessed outline that GrabCut may change."""
 
@@ -112,12 +131,7 @@ def _refine(frame: np.ndarray, found: np.ndarray) -> np.ndarray:
         return found
     labels = np.where(found, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[inner > 0], labels[outer == 0] = cv2.GC_FGD, cv2.GC_BGD
-    cv2.setRNGSeed(0)
-    cv2.grabCut(
-        np.ascontiguousarray(frame), labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 2,
-        cv2.GC_INIT_WITH_MASK,
-    )  # fmt: skip
-    refined = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    refined = grab_cut(frame, labels, rounds=2)
     both = (refined & found).sum() / max(1, (refined | found).sum())
     return refined if both > 0.7 else found
 

@@ -26,6 +26,7 @@ from ..cameras import Rig, orbit_rig
 from ..human_net import OUTSIDE
 from ..performer import (
     JOINTS,
+    PARENTS,
     SPLITS,
     Appearance,
     PerformerBank,
@@ -108,8 +109,6 @@ def mix_motion(
 
 
 def _is_below(joint: str, other: str) -> bool:
-    from ..performer import PARENTS
-
     j = JOINTS.index(joint)
     while j >= 0:
         if JOINTS[j] == other:

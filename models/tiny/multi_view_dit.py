@@ -78,7 +78,9 @@ class MultiViewDiT(nn.Module):
         zero (as SynCamMaster's): it knows already which tokens belong together."""
         for block, layer in zip(self.dit.blocks, self.sync.blocks.values(), strict=True):
             for name in ("q", "k", "v"):
-                getattr(layer, name).load_state_dict(getattr(block.attn1, f"to_{name}").state_dict())
+                getattr(layer, name).load_state_dict(
+                    getattr(block.attn1, f"to_{name}").state_dict()
+                )
             layer.norm_q.load_state_dict(block.attn1.norm_q.state_dict())
             layer.norm_k.load_state_dict(block.attn1.norm_k.state_dict())
             layer.modulation.copy_(block.scale_shift_table[:, :3])

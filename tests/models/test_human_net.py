@@ -34,14 +34,7 @@ from turnaround.models.performer_truth import KEYPOINTS
 P = len(KEYPOINTS)
 TINY = (8, 8, 8, 8, 8)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """These layers are too small to share between threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

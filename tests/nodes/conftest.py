@@ -29,17 +29,6 @@ def _inference_mode():
         yield
 
 
-@pytest.fixture
-def one_thread():
-    """For layers that are too small to share between threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 TINY_DIM, TINY_BLOCKS = 128, 2
 
 
