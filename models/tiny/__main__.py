@@ -1,4 +1,4 @@
-"""The trainers' commands: `python models/tiny scenes | vae | human | dit --help`.
+"""The trainers' commands: `python models/tiny scenes | vae | dit | people | human --help`.
 
 Loads the pack by path, under one name, without ComfyUI; needs torch, numpy, einops, safetensors,
 opencv-python and, for the DiT, diffusers.
@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = {
     "scenes": "render_scenes",
     "vae": "train_vae",
-    "human": "train_human",
     "dit": "train_dit",
+    "people": "human_pool",
+    "human": "train_human",
 }
 
 

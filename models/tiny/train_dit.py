@@ -3,8 +3,10 @@
 A Wan DiT with 48 input channels (noise 16, partial colour 16, normals 16), by flow matching
 (rectified flow, Liu 2022: x_t = (1 - sigma) x + sigma e, target e - x; timestep shift as in Wan).
 As in MV-Performer, the per-view model learns first to complete what the source camera did not see,
-with the performer's own video as a reference in its text cross-attention; then, with `--sync`, only
-the view-sync layers train, the views of one scene together.
+with the performer's own video as a reference in its text cross-attention; then, with `--sync`, the
+view-sync layers train, the views of one scene together. In the paper they train alone, in a large
+model that rests; behind this small one they gained nothing alone, so the layers that work on the same
+tokens (self-attention, feed-forward, patch embedding) go on training with them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..geometry import BACKGROUND as GREY
 from ..views import reference_frames
@@ -31,6 +33,8 @@ practice too."""
 DROP_NORMALS, DROP_REFERENCE = 0.1, 0.2
 """Shares of scenes without, so that a graph may leave them out and an ablation means something."""
 PERMUTE_COLORS = 0.5
+DROP_SYNC = 0.25
+"""Share of the steps of the second stage without sync, so that it can be left out when sampling."""
 
 
 class SceneBatches:
@@ -144,11 +148,14 @@ def main() -> None:
     add_scene_options(parser)
     parser.add_argument("--vae", type=Path, required=True, help="its encoder makes the latents")
     parser.add_argument("--start", type=Path, help="weights of the whole model to begin with")
-    parser.add_argument("--sync", action="store_true", help="train only the sync layers")
+    parser.add_argument(
+        "--sync", action="store_true", help="the second stage: views attend to each other"
+    )
     parser.add_argument("--views", type=int, default=3, help="of a scene at a time")
     parser.add_argument("--stills", type=float, default=0.5, help="share of single-frame steps")
     parser.add_argument("--whole", type=Path, help="write the whole model here, to --start from")
-    parser.add_argument("--export", type=Path, help="write native DiT or sync weights here")
+    parser.add_argument("--export", type=Path, help="write the native DiT here")
+    parser.add_argument("--export-sync", type=Path, help="write its sync weights here")
     args = parser.parse_args()
     prepare(args)
     vae = TinyVAE()
@@ -159,11 +166,7 @@ def main() -> None:
     if args.sync:
         model.start_sync()
     model.requires_grad_(False)
-    trained = (
-        {"sync": model.sync.blocks}
-        if args.sync
-        else {"dit": model.dit, "references": model.sync.references}
-    )
+    trained = trained_parts(model, args.sync)
     for module in trained.values():
         module.requires_grad_(True)
     run = Run(trained, Settings.of(args, warmup=100, decay=0.999), **run_options(args))
@@ -186,7 +189,8 @@ def main() -> None:
         with_reference = rng.random() >= DROP_REFERENCE
         if not with_reference:
             parts = [t[:, 1:] for t in parts]
-        return {"flow": flow_loss(model, *parts, with_reference, args.sync)}
+        synced = args.sync and rng.random() >= DROP_SYNC
+        return {"flow": flow_loss(model, *parts, with_reference, synced)}
 
     run.fit(step_loss, lambda _: progress_picture(model, *shown, args.sync))
     with run.averaged():
@@ -194,14 +198,28 @@ def main() -> None:
     if args.whole:
         save_file(weights, args.whole)
     if args.export:
-        export(weights, args.export, args.sync)
+        export(weights, args.export, "dit.")
+    if args.export_sync:
+        export(weights, args.export_sync, "sync.")
 
 
-def export(weights: dict[str, Tensor], path: Path, sync: bool) -> None:
-    """Write one part of the whole model in half precision, for ComfyUI."""
-    start = "sync." if sync else "dit."
+def trained_parts(model: MultiViewDiT, sync: bool) -> dict[str, nn.Module]:
+    """What a stage trains; the second's fits a checkpoint's limit (see `training`)."""
+    if not sync:
+        return {"dit": model.dit, "references": model.sync.references}
+    blocks = model.dit.blocks
+    return {
+        "sync": model.sync.blocks,
+        "self_attention": nn.ModuleList(block.attn1 for block in blocks),
+        "feed_forward": nn.ModuleList(block.ffn for block in blocks),
+        "patch_embedding": model.dit.patch_embedding,
+    }
+
+
+def export(weights: dict[str, Tensor], path: Path, start: str) -> None:
+    """Write one part of the whole model ("dit." or "sync.") in half precision, for ComfyUI."""
     part = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-    native = part if sync else dit_to_native(part)
+    native = dit_to_native(part) if start == "dit." else part
     save_file({k: v.half().contiguous() for k, v in native.items()}, path)
 
 

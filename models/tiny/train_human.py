@@ -41,7 +41,8 @@ from ..performer_truth import (
     project_keypoints,
     surface_truth,
 )
-from .human_batches import HARD, HumanBatch, HumanBatches, draw_pose, halve
+from .human_batches import HARD, HumanBatch, HumanBatches, halve
+from .human_pool import draw_pose
 from .training import Run, Settings, common_options, prepare, run_options
 
 log = logging.getLogger(__name__)
@@ -300,7 +301,9 @@ def initialise(net: HumanNet) -> None:
 
 def main() -> None:
     parser = common_options(__doc__, steps=9_000, batch=16, lr=2e-3)
-    parser.add_argument("--data", type=Path, required=True, help="folder of human_batches.py")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of `python models/tiny people`"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--export", type=Path, help="write the net here in float16 at the end")
     parser.add_argument(

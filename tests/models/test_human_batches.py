@@ -10,16 +10,13 @@ from safetensors.torch import load_file
 from turnaround.models.human_net import CROP, HumanNet, HumanOutput
 from turnaround.models.performer import JOINTS, SPLITS, load_performers
 from turnaround.models.performer_truth import KEYPOINTS
-from turnaround.models.tiny import human_batches, train_human
-from turnaround.models.tiny.human_batches import (
-    FLIPPED,
+from turnaround.models.tiny import human_pool, train_human
+from turnaround.models.tiny.human_batches import FLIPPED, HumanBatches, as_filmed, halve
+from turnaround.models.tiny.human_pool import (
     MARGIN,
     TILE,
-    HumanBatches,
-    as_filmed,
     close_camera,
     draw_pose,
-    halve,
     make_background,
     mix_motion,
     render_shard,
@@ -32,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A pool of two pictures of people and four backgrounds."""
-    folder, shard = tmp_path_factory.mktemp("pool"), human_batches.SHARD
-    human_batches.SHARD = 2
+    folder, shard = tmp_path_factory.mktemp("pool"), human_pool.SHARD
+    human_pool.SHARD = 2
     try:
         write_pool(folder, "train", people=2, backgrounds=4, first=0, photos=None)
     finally:
-        human_batches.SHARD = shard
+        human_pool.SHARD = shard
     return folder
 
 
@@ -68,8 +65,8 @@ def test_mixed_poses_are_rotations_and_differ():
 @pytest.mark.parametrize("split", SPLITS)
 def test_people_are_of_their_split_alone(split, monkeypatch):
     used = []
-    whole = human_batches.pose_performer
-    monkeypatch.setattr(human_batches, "pose_performer", lambda *a: used.append(a[:2]) or whole(*a))
+    whole = human_pool.pose_performer
+    monkeypatch.setattr(human_pool, "pose_performer", lambda *a: used.append(a[:2]) or whole(*a))
     draw_pose(rng(), split, new_pose=False)
     assert used[0][0] in SPLITS[split][0] and used[0][1] in SPLITS[split][1]
 
