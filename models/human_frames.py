@@ -37,6 +37,7 @@ from .human_net import (
     to_frame,
 )
 from .performer_truth import COCO17, KEYPOINTS
+from .points import unproject_depth
 
 LOOKS = (96, 160, 256)
 """Longer sides of the frame in the first look for people: large bodies are best known from small
@@ -385,14 +386,10 @@ def aimed_camera(
 ) -> tuple[Tensor, Tensor]:  # R [3, 3] aimed -> own camera, rays [3, H, W] with z = 1
     """The camera turned to the box's middle, as the net believes it is, and the frame's rays."""
     cx, cy = centre
-    x = (torch.arange(width) + 0.5 - cx) / focal
-    y = ((torch.arange(height) + 0.5 - cy) / focal)[:, None]
-    rays = torch.stack([x.expand(height, width), y.expand(height, width),
-                        torch.ones(height, width)])  # fmt: skip
-    middle = (box[:2] + box[2:]) / 2
-    to_box = torch.stack(
-        [(middle[0] - cx) / focal, (middle[1] - cy) / focal, torch.ones(())]
-    ).float()
+    K = torch.tensor([[focal, 0, cx], [0, focal, cy], [0, 0, 1]])
+    rays = unproject_depth(torch.ones(1, height, width), K)[0]
+    middle = torch.cat([(box[:2] + box[2:]) / 2, torch.ones(1)])
+    to_box = torch.linalg.solve(K, middle.float())
     z = F.normalize(to_box, dim=0)
     x = F.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), z), dim=0)
     return torch.stack([x, torch.linalg.cross(z, x), z], dim=1), rays

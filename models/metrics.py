@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
+from .points import unproject_depth
 
 
 def _weights(
@@ -287,13 +288,9 @@ def _corresponding(
 ) -> tuple[Tensor, Tensor, Tensor]:  # x, y [F, H, W] in the other view; whether both see it
     """Where the other view shows the surface points of one view: unproject, move, project, z-test."""
     H, W = depth.shape[-2:]
-    px, py = _pixel_grid(depth)
     (K, K_other), (T, T_other) = rig.K, rig.T_camera_world
-    rays = torch.stack(
-        [(px - K[0, 2]) / K[0, 0], (py - K[1, 2]) / K[1, 1], torch.ones_like(px)], -1
-    )
     T_other_one = T_other @ torch.linalg.inv(T)
-    points = rays * depth[..., None] @ T_other_one[:3, :3].T + T_other_one[:3, 3]
+    points = unproject_depth(depth, K).movedim(1, -1) @ T_other_one[:3, :3].T + T_other_one[:3, 3]
     z = points[..., 2]
     pixels = points @ K_other.T / z.clamp(min=1e-6)[..., None]
     x, y = pixels[..., 0], pixels[..., 1]

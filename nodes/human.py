@@ -161,7 +161,7 @@ class HumanGeometry(io.ComfyNode):
             looking,
             (float(K[0, 2]), float(K[1, 2])),
             human_net.load_device,
-            run.progress((3 if follow_colors else 2) * len(pictures)),
+            run.progress(len(pictures)),  # estimate_humans says how many steps there are
         )
         if not humans.present.any() and nobody == "stop":
             raise ValueError(
