@@ -31,7 +31,8 @@ class Conditions:
     """What V cameras are told about F frames."""
 
     partial: Tensor
-    """[V, F, 3, H, W] the seen colours; grey where nothing is, black on the unseen side."""
+    """[V, F, 3, H, W] the seen colours; grey where nothing is; on the unseen side black, or the colours
+    of the seen side, shining through."""
     normals: Tensor
     """[V, F, 3, H, W] 0.5 + 0.5 n with x right, y up, z towards the target camera."""
     visibility: Tensor
@@ -75,6 +76,7 @@ def _render_view(
     )
     drawn, chosen = index >= 0, index.clamp(min=0)
     facing = (normals * positions).sum(-1) < 0  # o = n . d > 0, d from the point to the camera
+    facing &= points.confidences > 0  # the far side is a guess, never a seen one
     seen = drawn & facing[chosen]
     colors = points.colors[chosen]
     if back_colors == "blanked":

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from .cameras import Rig
+from .relief import HALF_THICKNESS, inflate
 
 EDGE_JUMP = 0.03
 """Neighbours whose depths differ by more than this share of the depth are different surfaces."""
 GRAZING_COSINE = 0.12
 """Surfaces seen at a flatter angle than this (about 83 degrees) are dropped: smeared edges."""
-HALF_THICKNESS = 0.06
-"""Half a body's front-to-back thickness as a share of the performer's height."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class OrientedPoints:
     radii: Tensor
     """[N] float32, metres: half the footprint of the source pixel on the surface."""
     confidences: Tensor
-    """[N] float32, 0..1: cosine between the normal and the ray to the source camera."""
+    """[N] float32, 0..1: cosine between the normal and the ray to the source camera; 0 = a point of
+    the far side, guessed, with the colour and normal of the seen point in front of it."""
     frame_offsets: Tensor
     """[F + 1] int64: points of frame f are [frame_offsets[f], frame_offsets[f + 1])."""
     source: Rig
@@ -166,6 +165,33 @@ def _centre(points: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([middle[0], middle[1], depth.median() + HALF_THICKNESS * size[1]])
 
 
+WALLS, RIM = 6, 2
+"""Points between front and far side where the outline is near (pixels), and the rim's width: seen
+from the side, the two would leave a gap there."""
+
+
+def far_layers(
+    keep: Tensor,  # [F, H, W] bool
+) -> tuple[Tensor, Tensor]:  # [F, 1 + WALLS, H, W] bool; [2 + WALLS] shares of the thickness
+    """Where points stand behind the front: the far side everywhere, walls along the outline."""
+    rim = keep & ~erode(keep, RIM)
+    walls = torch.arange(1, WALLS + 1, device=keep.device) / (WALLS + 1)
+    behind = torch.cat([keep[:, None], rim[:, None].expand(-1, WALLS, -1, -1)], 1)
+    return behind, F.pad(torch.cat([walls.new_ones(1), walls]), (1, 0))
+
+
+def body_thickness(
+    solid: Tensor,  # [F, H, W] bool
+    footprint: Tensor,  # [F, H, W] metres a pixel
+    points: Tensor,  # [F, 3, H, W]
+    keep: Tensor,  # [F, H, W] bool
+) -> Tensor:  # [F, H, W] metres
+    """A guess from the outline: round limbs, and no more than a body is thick."""
+    heights = [p[1, k].max() - p[1, k].min() for p, k in zip(points, keep, strict=True) if k.any()]
+    limit = HALF_THICKNESS * torch.stack(heights).median()
+    return 2 * limit * torch.tanh(inflate(solid.float()) * footprint / limit)
+
+
 def points_from_depth(
     frames: Tensor,  # [F, 3, H, W] 0..1
     depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
@@ -173,8 +199,13 @@ def points_from_depth(
     K: Tensor,  # [3, 3] pixels
     erosion: int = 1,
     fps: float = 16.0,
+    far_side: bool = True,
 ) -> OrientedPoints:
-    """Unproject the masked depth to oriented, coloured points around the performer's centre."""
+    """Unproject the masked depth to oriented, coloured points around the performer's centre.
+
+    With `far_side`, each gets a guessed point behind it, as far as the performer is thick there, so
+    that the body is closed and has its width from the side too.
+    """
     known = depth.isfinite() & (depth > 0) & (masks > 0.5)
     if not known.any():
         raise ValueError(
@@ -192,22 +223,28 @@ def points_from_depth(
             "or too small; give a smoother or larger depth map, or set mask erosion to 0."
         )
     centre = _centre(points, keep)
-    pick = rearrange(keep, "f h w -> (f h w)")
-
-    def flat(t: Tensor) -> Tensor:
-        return rearrange(t, "f c h w -> (f h w) c")[pick]
-
     # A pixel covers more of a slanted surface; cap it so that edges don't grow fans.
     radii = depth / K[0, 0] / 2 / cosine.clamp(min=0.35)
+    layers = keep[:, None]
+    shares = depth.new_zeros(1)
+    if far_side:
+        behind, shares = far_layers(keep)
+        layers = torch.cat([layers, behind], 1)
+        thickness = body_thickness(known, depth / K[0, 0], points, keep)
+    f, layer, y, x = layers.nonzero(as_tuple=True)
+    positions = points[f, :, y, x]
+    if far_side:
+        away = 1 + thickness[f, y, x] * shares[layer] / depth[f, y, x]
+        positions = positions * away[:, None]
     pose = torch.eye(4, device=centre.device)
     pose[:3, 3] = centre
     return OrientedPoints(
-        positions=flat(points) - centre,
-        normals=flat(normals),
-        colors=flat(frames.float()),
-        radii=flat(radii[:, None])[:, 0],
-        confidences=flat(cosine[:, None])[:, 0].clamp(0, 1),
-        frame_offsets=F.pad(keep.sum((1, 2)).cumsum(0), (1, 0)),
+        positions=positions - centre,
+        normals=normals[f, :, y, x],
+        colors=frames[f, :, y, x].float(),
+        radii=radii[f, y, x],
+        confidences=torch.where(layer == 0, cosine[f, y, x].clamp(0, 1), 0.0),
+        frame_offsets=F.pad(layers.sum((1, 2, 3)).cumsum(0), (1, 0)),
         source=Rig(K[None].float(), pose[None], frames.shape[-1], frames.shape[-2]),
         fps=fps,
     )

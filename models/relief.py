@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .points import HALF_THICKNESS
-
+HALF_THICKNESS = 0.06
+"""Half a body's front-to-back thickness as a share of the performer's height."""
 SWEEPS = 40
 """Relaxation sweeps on each level of the pyramid: below one percent error on a disc of 100 px."""
 

@@ -76,7 +76,7 @@ class OrbitRig(io.ComfyNode):
                 io.Float.Input("distance", default=0.0, min=0.0, max=100.0, step=0.05,
                                tooltip="Metres from the performer; 0 = so that the whole performer "
                                "fits, plus 12 percent (needs 'cloud'; without, 3.2 m)."),
-                *size_inputs(128, 160),
+                *size_inputs(192, 240),
                 CLOUD.Input("cloud", optional=True,
                             tooltip="The performer, to frame; from Performer Geometry."),
             ],
@@ -122,7 +122,7 @@ class RigFromCameras(io.ComfyNode):
             is_input_list=True,
             inputs=[
                 io.Load3DCamera.Input("cameras", tooltip="Cameras of Load 3D nodes."),
-                *size_inputs(128, 160),
+                *size_inputs(192, 240),
             ],
             outputs=[RIG.Output(display_name="rig", tooltip="One camera an item of the list.")],
             hidden=[io.Hidden.unique_id],

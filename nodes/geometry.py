@@ -49,6 +49,11 @@ class PerformerGeometry(io.ComfyNode):
                 io.Int.Input("erosion", default=1, min=0, max=16,
                              tooltip="Pixels taken off the mask's edge, where colours and depth "
                              "mix with the background."),
+                io.Combo.Input("far_side", options=["guessed", "open"],
+                               tooltip="What your camera did not see: guessed = the body is closed, "
+                               "as thick as its outline suggests, with the colours of its front "
+                               "(Turnaround-Tiny was trained so); open = seen points only, thin "
+                               "from the side."),
             ],
             outputs=[
                 CLOUD.Output(display_name="cloud", tooltip="The performer as points."),
@@ -62,7 +67,7 @@ class PerformerGeometry(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, video: Views, depth_convention, fov, performer_height, erosion,
+        cls, video: Views, depth_convention, fov, performer_height, erosion, far_side="guessed",
         depth_views: Views | None = None, depth=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         if len(video) != 1:
@@ -81,7 +86,9 @@ class PerformerGeometry(io.ComfyNode):
         empty = (masks < 0.5).all(-1).all(-1).nonzero()[:, 0].tolist()
         if empty and len(empty) < F:
             notes.append(f"no performer in the mask of frames {empty}: they stay empty")
-        cloud = points_from_depth(frames, metres, masks, K, erosion, video.fps)
+        cloud = points_from_depth(
+            frames, metres, masks, K, erosion, video.fps, far_side == "guessed"
+        )
         note = run.say(cls, "; ".join(notes))
         used = torch.where(masks > 0.5, metres, 0.0).nan_to_num(0, 0, 0)[None, :, None]
         depth_used = Views(used, masks[None], None, video.fps)
@@ -173,9 +180,9 @@ class RenderConditions(io.ComfyNode):
             inputs=[
                 CLOUD.Input("cloud", tooltip="From Performer Geometry."),
                 RIG.Input("rig", tooltip="The cameras to draw for."),
-                io.Combo.Input("back_colors", options=["blanked", "kept"],
-                               tooltip="Colours on the unseen side: black (as Turnaround-Tiny was "
-                               "trained) or shining through."),
+                io.Combo.Input("back_colors", options=["kept", "blanked"],
+                               tooltip="Colours on the unseen side: those of the seen side, a good guess for "
+                               "clothes (Turnaround-Tiny was trained so), or black."),
             ],
             outputs=[
                 VIEWS.Output(display_name="partial", tooltip="Seen colours; mask = seen side."),

@@ -300,7 +300,7 @@ class MultiViewSampler(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                              tooltip="Same seed, same result."),
                 io.Int.Input("steps", default=12, min=1, max=200,
-                             tooltip="More steps: cleaner, slower."),
+                             tooltip="Turnaround-Tiny: 6. Other Wan models: 20 to 50."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=30.0, step=0.1,
                                tooltip="How strongly the text counts; 1 = no negative, half the "
                                "time."),

@@ -38,7 +38,7 @@ from .scenes import LiveScenes, Scene, SceneFolder, Scenes, save_scene
 log = logging.getLogger(__name__)
 
 FPS = 16.0
-DEFAULTS = {"views": 6, "frames": 9, "width": 128, "height": 160}
+DEFAULTS = {"views": 6, "frames": 9, "width": 192, "height": 240}
 SOURCE_SCALE = 2
 """The source video is larger than the views, as a creator's own would be."""
 

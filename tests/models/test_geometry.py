@@ -108,14 +108,15 @@ def test_normal_colours_are_right_green_up_and_blue_towards_the_camera():
     assert torch.equal(encode_normals(axes), torch.eye(3) * 0.5 + 0.5)
 
 
-def seen_half(size=SIZE):
+def from_one_side(size=SIZE, far_side=False):
     """The ball as one point a source pixel, from its exact depth."""
     K = intrinsics(FOV, size, size)
     rays = unproject_depth(torch.ones(1, size, size), K)[0]
     a, b = rays.square().sum(0), rays[2] * DISTANCE
     inner = (b * b - a * (DISTANCE**2 - RADIUS**2)).clamp(min=0)
     depth = torch.where(inner > 0, (b - inner.sqrt()) / a, 0.0)[None]
-    return points_from_depth(torch.full((1, 3, size, size), 0.4), depth, (depth > 0).float(), K)
+    frames = torch.full((1, 3, size, size), 0.4)
+    return points_from_depth(frames, depth, (depth > 0).float(), K, far_side=far_side)
 
 
 def holes(body):
@@ -126,10 +127,14 @@ def holes(body):
 
 
 @pytest.mark.parametrize("zoom", [1.0, 1.5, 2.0])
-@pytest.mark.parametrize("degrees", [0, 30, 45, 180])
-def test_no_holes_up_to_a_zoom_of_two(zoom, degrees):
+@pytest.mark.parametrize(
+    "degrees, far_side",
+    [(0, False), (30, False), (45, False), (180, False), (0, True), (60, True), (90, True),
+     (135, True), (180, True)],
+)  # fmt: skip
+def test_no_holes_up_to_a_zoom_of_two(zoom, degrees, far_side):
     # The source's field of view in more pixels, so that the whole ball stays in the picture.
-    points = seen_half()
+    points = from_one_side(far_side=far_side)
     distance = -float(points.source.centers[0, 2])
     camera = orbit_rig(
         torch.tensor([math.radians(degrees)]), torch.zeros(1), distance, FOV, SIZE, SIZE
@@ -193,3 +198,16 @@ def test_empty_cloud_is_refused():
     )
     with pytest.raises(ValueError, match="The cloud has no points"):
         render_conditions(empty, rig(0))
+
+
+def test_a_guessed_far_side_is_never_drawn_as_seen_and_hides_nothing():
+    closed, opened = (
+        render_conditions(from_one_side(far_side=far_side), rig(0, 90, 180), "kept")
+        for far_side in (True, False)
+    )
+    assert torch.equal(closed.partial[0], opened.partial[0])  # from the source camera
+    assert torch.equal(closed.normals[0], opened.normals[0])
+    behind = closed.visibility[2]
+    assert (behind == 0.5).sum() > 100 and not (behind == 1).any()
+    body = closed.visibility[1] > 0
+    assert body.sum() > 1.3 * (opened.visibility[1] > 0).sum()  # fuller from the side
