@@ -49,7 +49,7 @@ class PerformerGeometry(io.ComfyNode):
                 io.Int.Input("erosion", default=1, min=0, max=16,
                              tooltip="Pixels taken off the mask's edge, where colours and depth "
                              "mix with the background."),
-                io.Combo.Input("far_side", options=["guessed", "open"],
+                io.Combo.Input("far_side", options=["guessed", "open"], optional=True,
                                tooltip="What your camera did not see: guessed = the body is closed, "
                                "as thick as its outline suggests, with the colours of its front "
                                "(Turnaround-Tiny was trained so); open = seen points only, thin "
