@@ -152,8 +152,8 @@ def erode(
     return masks & (outside[:, 0] == 0)
 
 
-def _centre(points: Tensor, valid: Tensor) -> Tensor:
-    """[3] the performer's centre over the clip, behind the seen surface by half a body."""
+def _body_box(points: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle [3] and size [3] of the seen surface, medians over the frames that show any."""
     boxes = []
     for frame, mask in zip(points, valid, strict=True):
         if mask.any():
@@ -161,8 +161,13 @@ def _centre(points: Tensor, valid: Tensor) -> Tensor:
             low, high = seen.amin(1), seen.amax(1)
             boxes.append(torch.stack([(low + high) / 2, high - low]))
     middle, size = torch.stack(boxes).median(0).values
+    return middle, size
+
+
+def _centre(points: Tensor, valid: Tensor, middle: Tensor, height: Tensor) -> Tensor:
+    """[3] the performer's centre over the clip, behind the seen surface by half a body."""
     depth = torch.stack([f[2, m].median() for f, m in zip(points, valid, strict=True) if m.any()])
-    return torch.stack([middle[0], middle[1], depth.median() + HALF_THICKNESS * size[1]])
+    return torch.stack([middle[0], middle[1], depth.median() + HALF_THICKNESS * height])
 
 
 WALLS, RIM = 6, 2
@@ -172,23 +177,21 @@ from the side, the two would leave a gap there."""
 
 def far_layers(
     keep: Tensor,  # [F, H, W] bool
-) -> tuple[Tensor, Tensor]:  # [F, 1 + WALLS, H, W] bool; [2 + WALLS] shares of the thickness
-    """Where points stand behind the front: the far side everywhere, walls along the outline."""
-    rim = keep & ~erode(keep, RIM)
+) -> tuple[Tensor, Tensor]:  # [F, 2 + WALLS, H, W] bool; [2 + WALLS] shares of the thickness
+    """Where points stand, and how far behind: the front, the far side, walls along the outline."""
+    rim = (keep & ~erode(keep, RIM))[:, None].expand(-1, WALLS, -1, -1)
     walls = torch.arange(1, WALLS + 1, device=keep.device) / (WALLS + 1)
-    behind = torch.cat([keep[:, None], rim[:, None].expand(-1, WALLS, -1, -1)], 1)
-    return behind, F.pad(torch.cat([walls.new_ones(1), walls]), (1, 0))
+    shares = torch.cat([walls.new_tensor([0.0, 1.0]), walls])
+    return torch.cat([keep[:, None], keep[:, None], rim], 1), shares
 
 
 def body_thickness(
     solid: Tensor,  # [F, H, W] bool
     footprint: Tensor,  # [F, H, W] metres a pixel
-    points: Tensor,  # [F, 3, H, W]
-    keep: Tensor,  # [F, H, W] bool
+    height: Tensor,  # metres, the performer's
 ) -> Tensor:  # [F, H, W] metres
     """A guess from the outline: round limbs, and no more than a body is thick."""
-    heights = [p[1, k].max() - p[1, k].min() for p, k in zip(points, keep, strict=True) if k.any()]
-    limit = HALF_THICKNESS * torch.stack(heights).median()
+    limit = HALF_THICKNESS * height
     return 2 * limit * torch.tanh(inflate(solid.float()) * footprint / limit)
 
 
@@ -222,20 +225,18 @@ def points_from_depth(
             "No point of the performer is left after cleaning the depth: its surface is too rough "
             "or too small; give a smoother or larger depth map, or set mask erosion to 0."
         )
-    centre = _centre(points, keep)
+    middle, size = _body_box(points, keep)
+    centre = _centre(points, keep, middle, size[1])
     # A pixel covers more of a slanted surface; cap it so that edges don't grow fans.
-    radii = depth / K[0, 0] / 2 / cosine.clamp(min=0.35)
-    layers = keep[:, None]
-    shares = depth.new_zeros(1)
+    footprint = depth / K[0, 0]
+    radii = footprint / 2 / cosine.clamp(min=0.35)
+    layers, shares, thickness = keep[:, None], depth.new_zeros(1), torch.zeros_like(depth)
     if far_side:
-        behind, shares = far_layers(keep)
-        layers = torch.cat([layers, behind], 1)
-        thickness = body_thickness(known, depth / K[0, 0], points, keep)
+        layers, shares = far_layers(keep)
+        thickness = body_thickness(known, footprint, size[1])
     f, layer, y, x = layers.nonzero(as_tuple=True)
-    positions = points[f, :, y, x]
-    if far_side:
-        away = 1 + thickness[f, y, x] * shares[layer] / depth[f, y, x]
-        positions = positions * away[:, None]
+    away = 1 + thickness[f, y, x] * shares[layer] / depth[f, y, x]
+    positions = points[f, :, y, x] * away[:, None]
     pose = torch.eye(4, device=centre.device)
     pose[:3, 3] = centre
     return OrientedPoints(
