@@ -129,3 +129,27 @@ def _conjugate_gradients(
         product, before = (residual * scaled).sum(), product
         direction = scaled + product / before * direction
     return z.float()
+
+
+WINDOW = 5
+LEAST = 0.01
+"""Share of the depth: differences below it are one surface."""
+COMPANY = 0.35
+"""Share of the known neighbourhood that must lie on a pixel's surface: a straight edge has half, a
+line of pixels that floats along an edge a fifth."""
+
+
+def without_floaters(
+    depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
+    masks: Tensor,  # [F, H, W] 0..1
+) -> Tensor:  # [F, H, W] metres; 0 = unknown or dropped
+    """Drops pixels that have too little company at their depth: what floats between two surfaces."""
+    cleaned = []
+    for z, mask in zip(depth, masks, strict=True):
+        known = (mask > 0.5) & z.isfinite() & (z > 0)
+        values = F.pad(torch.where(known, z, torch.inf), (WINDOW // 2,) * 4, value=torch.inf)
+        near = values.unfold(0, WINDOW, 1).unfold(1, WINDOW, 1).flatten(2)
+        company = ((near - z[..., None]).abs() < LEAST * z[..., None]).sum(-1)
+        lonely = company < COMPANY * near.isfinite().sum(-1)
+        cleaned.append(torch.where(known & ~lonely, z, 0.0))
+    return torch.stack(cleaned)

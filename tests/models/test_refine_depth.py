@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from turnaround.models.points import unproject_depth
-from turnaround.models.refine_depth import refine_depth
+from turnaround.models.refine_depth import refine_depth, without_floaters
 
 SIZE, FOCAL = 64, 80.0
 K = torch.tensor([[FOCAL, 0, SIZE / 2], [0, FOCAL, SIZE / 2], [0, 0, 1]])
@@ -110,3 +110,21 @@ def test_not_unit_and_faint_normals_do_no_harm(sphere):
     depth, normals, inside = sphere
     assert error(refine(depth, 3 * normals, inside), depth, inside) < 1e-4
     assert error(refine(depth, 0 * normals, inside), depth, inside) < 1e-6
+
+
+def test_pixels_that_float_between_two_surfaces_are_dropped_and_surfaces_kept(sphere):
+    depth, _, inside = sphere
+    wall = torch.where(inside, depth, 5.0)
+    # A blurred edge: the outermost ring of the ball is drawn between ball and wall.
+    ring = inside & ~(F.avg_pool2d(inside.float()[None, None], 3, 1, 1)[0, 0] > 0.99)
+    smeared = torch.where(ring, 0.5 * depth + 2.5, wall)
+    kept = without_floaters(smeared[None], torch.ones(1, SIZE, SIZE))[0]
+    assert (kept[ring] == 0).float().mean() > 0.8  # on diagonals the ring is two pixels wide
+    assert (kept[~ring] > 0).float().mean() > 0.99
+
+
+def test_a_slanted_plane_and_noise_are_no_floaters():
+    x = torch.linspace(0, 1, SIZE).expand(SIZE, SIZE)
+    noise = 0.002 * torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    depth = (3 + x + noise)[None]
+    assert (without_floaters(depth, torch.ones_like(depth)) > 0).float().mean() > 0.999
