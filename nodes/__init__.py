@@ -2,13 +2,15 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cameras, embedded, geometry, human, sampler, views
+from . import cameras, conditions, depth, embedded, geometry, human, sampler, views
 
 NODES: list[type[io.ComfyNode]] = [
     *views.NODES,
     *human.NODES,
+    *depth.NODES,
     *geometry.NODES,
     *cameras.NODES,
+    *conditions.NODES,
     *sampler.NODES,
 ]
 

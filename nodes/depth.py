@@ -11,10 +11,11 @@ from ..models.cameras import intrinsics
 from ..models.geometry import encode_normals
 from ..models.points import normals_from_depth, unproject_depth
 from ..models.refine_depth import refine_depth
-from ..models.views import Views, frames_to_image
+from ..models.views import Views
 from . import run
 from .geometry import CATEGORY, _fit
 from .sockets import VIEWS
+from .views import frames_to_image
 
 RUNS_WITH = {"find out": None, "depth": False, "inverse depth": True}
 AXES = {

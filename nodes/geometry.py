@@ -1,4 +1,4 @@
-"""Geometry: the performer as points, and what every camera of a rig is told."""
+"""Geometry: the performer as points."""
 
 import math
 
@@ -6,14 +6,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..models.cameras import Rig, intrinsics
+from ..models.cameras import intrinsics
 from ..models.depth import CONVENTIONS, depth_to_metres
-from ..models.geometry import render_conditions
-from ..models.points import OrientedPoints, points_from_depth
+from ..models.points import points_from_depth
 from ..models.relief import check_performer, mask_from_plain_background, relief_depth
 from ..models.views import Views
 from . import run
-from .sockets import CLOUD, RIG, VIEWS
+from .sockets import CLOUD, VIEWS
 
 CATEGORY = "Turnaround/2 geometry"
 
@@ -167,53 +166,4 @@ def _metres(depth_views, depth, convention, masks, focal, person_height, notes) 
     return relief_depth(masks, focal, person_height)
 
 
-class RenderConditions(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurnaroundRenderConditions",
-            display_name="Render Conditions",
-            category=CATEGORY,
-            description="Draws the points into every camera of the rig: the colours that were "
-            "seen, camera-dependent normal maps (the unseen side of the body is black), and what "
-            "is seen, unseen or empty.",
-            inputs=[
-                CLOUD.Input("cloud", tooltip="From Performer Geometry."),
-                RIG.Input("rig", tooltip="The cameras to draw for."),
-                io.Combo.Input("back_colors", options=["kept", "blanked"],
-                               tooltip="Colours on the unseen side: those of the seen side, a good guess for "
-                               "clothes (Turnaround-Tiny was trained so), or black."),
-            ],
-            outputs=[
-                VIEWS.Output(display_name="partial", tooltip="Seen colours; mask = seen side."),
-                VIEWS.Output(display_name="normals", tooltip="Normal maps: red = right, green = up, blue = "
-                             "towards the camera; black = unseen side, grey = nothing."),
-                VIEWS.Output(display_name="visibility", tooltip="White = seen, grey = unseen side of the body, "
-                             "black = nothing."),
-                VIEWS.Output(display_name="depth", tooltip="Metres from each camera."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls, cloud: OrientedPoints, rig: Rig, back_colors: str) -> io.NodeOutput:
-        drawn = render_conditions(cloud, rig, back_colors, run.progress(len(rig)))
-        seen = (drawn.visibility == 1).float()
-        if not (drawn.visibility > 0).any():
-            raise ValueError(
-                "No camera of the rig sees the performer: the cameras look elsewhere or stand "
-                "inside the body; use an Orbit Rig with the cloud connected."
-            )
-        blind = (drawn.visibility > 0).flatten(1).any(1).logical_not().nonzero()[:, 0].tolist()
-        run.say(cls, f"views {blind} see nothing of the performer" if blind else "")
-        shown = drawn.visibility[:, :, None].expand(-1, -1, 3, -1, -1)
-        body = (drawn.visibility > 0).float()
-        return io.NodeOutput(
-            Views(drawn.partial, seen, rig, cloud.fps),
-            Views(drawn.normals, body, rig, cloud.fps),
-            Views(shown, seen, rig, cloud.fps),
-            Views(drawn.depth[:, :, None], body, rig, cloud.fps),
-        )
-
-
-NODES: list[type[io.ComfyNode]] = [PerformerGeometry, RenderConditions]
+NODES: list[type[io.ComfyNode]] = [PerformerGeometry]

@@ -6,3 +6,4 @@ RIG = io.Custom("TURNAROUND_RIG")  # models.cameras.Rig
 VIEWS = io.Custom("TURNAROUND_VIEWS")  # models.views.Views
 CLOUD = io.Custom("TURNAROUND_CLOUD")  # models.points.OrientedPoints
 SYNC = io.Custom("TURNAROUND_SYNC")  # ModelPatcher of a models.view_sync.ViewSync
+BODY = io.Custom("TURNAROUND_BODY")  # models.body.Body

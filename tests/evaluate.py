@@ -109,9 +109,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def conditions(source, depth, rig_of_cloud):
+def drawn_conditions(source, depth, rig_of_cloud):
     """Performer Geometry and Render Conditions, as the flagship graph has them."""
-    from turnaround.nodes import geometry
+    from turnaround.nodes import conditions, geometry
 
     clouds = [
         geometry.PerformerGeometry.execute(
@@ -121,7 +121,7 @@ def conditions(source, depth, rig_of_cloud):
     ]
     rig = rig_of_cloud(clouds[0])
     (partial, normals, visibility, _), (front, *_) = (
-        geometry.RenderConditions.execute(cloud, rig, "kept").args for cloud in clouds
+        conditions.RenderConditions.execute(cloud, rig, "kept").args for cloud in clouds
     )
     return clouds[0], rig, front, partial, normals, visibility.frames[:, :, 0] == 1
 
@@ -145,7 +145,7 @@ def synthetic_task(performer_name: str, motion: str, clothes: int, amount: Amoun
             amount.views, 0.0, 360.0, 0.0, 1, 20.0, 35.0, 0.0, *SIZE, cloud
         ).args[0]
 
-    cloud, rig, front, partial, normals, seen = conditions(video, depth, orbit)
+    cloud, rig, front, partial, normals, seen = drawn_conditions(video, depth, orbit)
     # The cloud's origin is where the geometry found the performer's middle, a few centimetres from
     # the middle of the body; the truth has to stand where the cloud stands.
     shift = (video.rig.T_camera_world - cloud.source.T_camera_world)[0, :3, 3]
@@ -227,7 +227,7 @@ def real_task(folder: Path, amount: Amount) -> tuple[Task, float]:
         pose = clip.T_camera_first @ cloud.source.T_camera_world[0]
         return replace(big, T_camera_world=pose).resized(*SIZE)
 
-    _, rig, front, partial, normals, seen = conditions(source, depth, around)
+    _, rig, front, partial, normals, seen = drawn_conditions(source, depth, around)
     grey = torch.where(clip.masks[:, :, None] > 0.5, clip.frames, BACKGROUND)
     frames = torch.stack([resize_frames(view, *SIZE) for view in grey])
     small = torch.stack([resize_frames(m[:, None], *SIZE)[:, 0] for m in clip.masks])

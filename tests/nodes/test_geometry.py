@@ -10,7 +10,8 @@ from turnaround.models.cameras import intrinsics, orbit_rig
 from turnaround.models.points import unproject_depth
 from turnaround.models.views import Views
 from turnaround.nodes import run
-from turnaround.nodes.geometry import CONVENTIONS, PerformerGeometry, RenderConditions
+from turnaround.nodes.conditions import RenderConditions
+from turnaround.nodes.geometry import CONVENTIONS, PerformerGeometry
 
 # Notes go out through ComfyUI's server, which wants its own package `utils`, as main.py imports it;
 # ComfyUI's nodes.py has put comfy/, with its utils.py, before it on the path.

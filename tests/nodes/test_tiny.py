@@ -10,7 +10,16 @@ import comfy.utils
 import pytest
 import torch
 from turnaround.models.metrics import mask_iou
-from turnaround.nodes import cameras, embedded, geometry, human, patch, sampler, views
+from turnaround.nodes import (
+    cameras,
+    conditions,
+    embedded,
+    geometry,
+    human,
+    patch,
+    sampler,
+    views,
+)
 
 PERFORMER, MOTION, START, CLOTHES = "kira", "dance_b", 1.2, 1_000_003
 FRAMES, VIEWS = 5, 4
@@ -39,7 +48,7 @@ def turnaround():
         rig = cameras.OrbitRig.execute(
             VIEWS, 0.0, 360.0, 0.0, 1, 20.0, 35.0, 0.0, 192, 240, cloud
         ).args[0]
-        partial, normals, *_ = geometry.RenderConditions.execute(cloud, rig, "kept").args
+        partial, normals, *_ = conditions.RenderConditions.execute(cloud, rig, "kept").args
         positive, negative, latent, _, reference = sampler.MultiViewConditioning.execute(
             vae, partial, normals, reference=clip
         ).args
