@@ -20,14 +20,14 @@ from .cameras import Rig
 class Views:
     """V synchronised videos of F frames, with an optional mask per frame and the cameras.
 
-    Colour frames are 0..1 with 3 channels; a one-channel `frames` carries metric depth in metres
-    (0 where there is nothing).
+    Colour frames have 3 channels, 0..1 or as bytes; a one-channel `frames` carries metric depth in
+    metres (0 where there is nothing). `as_pictures` gives 0..1 in any case.
     """
 
     frames: Tensor
-    """[V, F, C, H, W] float, C = 3 (colour 0..1) or 1 (depth in metres)."""
+    """[V, F, C, H, W], C = 3 (colour: float 0..1, or uint8) or 1 (float, depth in metres)."""
     masks: Tensor | None = None
-    """[V, F, H, W] float 0..1, 1 = performer; None = not known."""
+    """[V, F, H, W] float 0..1 or bool, 1 = performer; None = not known."""
     rig: Rig | None = None
     """The V cameras; None = not known."""
     fps: float = 16.0
@@ -40,12 +40,14 @@ class Views:
             )
         if min(self.frames.shape) < 1:
             raise ValueError(f"Views are empty: frames have shape {list(self.frames.shape)}.")
-        V, count, _, H, W = self.frames.shape
+        V, count, C, H, W = self.frames.shape
         if self.masks is not None and tuple(self.masks.shape) != (V, count, H, W):
             raise ValueError(
                 f"Views have {V} views x {count} frames of {W}x{H}, but the masks have shape "
                 f"{list(self.masks.shape)}: give one mask per view and frame, of the same size."
             )
+        if C == 1 and not self.frames.is_floating_point():
+            raise ValueError("Depth in metres must be float.")
         if self.rig is not None and len(self.rig) != V:
             raise ValueError(f"Views hold {V} views, but the rig has {len(self.rig)} cameras.")
         if self.rig is not None and (self.rig.width, self.rig.height) != (W, H):
@@ -177,17 +179,22 @@ def grid_picture(
     return rearrange(filled, "(r c) k h w -> k (r h) (c w)", c=columns)
 
 
-def as_pictures(views: Views) -> Tensor:  # [V, F, 3, H, W] 0..1
-    """Colour as it is; depth as near = bright over the performer's range."""
+def as_pictures(views: Views, v: int | slice = slice(None)) -> Tensor:  # [V, F, 3, H, W] 0..1
+    """Colour as it is; depth as near = bright over the performer's range in all views.
+
+    With a number `v`, that view alone, [F, 3, H, W]: many views as float32 are gigabytes.
+    """
+    chosen = views.frames[v]
+    if views.frames.dtype == torch.uint8:
+        return chosen.float() / 255
     if views.frames.shape[2] == 3:
-        return views.frames.float().clamp(0, 1)
-    depth = views.frames.float()
-    known = depth > 0
-    if not known.any():
-        return depth.expand(-1, -1, 3, -1, -1)
-    near, far = depth[known].amin(), depth[known].amax()
-    bright = 1 - 0.8 * (depth - near) / (far - near).clamp(min=1e-6)
-    return torch.where(known, bright, 0.0).expand(-1, -1, 3, -1, -1)
+        return chosen.float().clamp(0, 1)
+    known = views.frames[views.frames > 0]
+    if not len(known):
+        return torch.zeros_like(chosen).expand(*chosen.shape[:-3], 3, -1, -1)
+    near, far = known.amin(), known.amax()
+    bright = 1 - 0.8 * (chosen - near) / (far - near).clamp(min=1e-6)
+    return torch.where(chosen > 0, bright, 0.0).expand(*chosen.shape[:-3], 3, -1, -1)
 
 
 def view_labels(views: Views) -> tuple[str, ...]:
@@ -202,7 +209,7 @@ def contact_sheet(
     """One row a view, evenly spaced frames from left to right."""
     frames = views.frames.shape[1]
     chosen = torch.linspace(0, frames - 1, min(moments, frames)).round().long()
-    pictures = as_pictures(views)[:, chosen]
+    pictures = torch.stack([as_pictures(views, v)[chosen] for v in range(len(views))])
     first = label_pictures(pictures[:, 0], view_labels(views))
     pictures = torch.cat([first[:, None], pictures[:, 1:]], dim=1)
     return rearrange(pictures, "v f c h w -> c (v h) (f w)")
@@ -214,14 +221,12 @@ GRID_LIMIT = 4096
 
 def grid_video(views: Views) -> Tensor:  # [F, 3, rows H, columns W], at most GRID_LIMIT a side
     """All views side by side, labelled, over time; many or large views are shrunk to fit."""
-    pictures = as_pictures(views)
-    H, W = pictures.shape[-2:]
+    H, W = views.frames.shape[-2:]
     columns = grid_columns(len(views))
     rows = math.ceil(len(views) / columns)
     scale = min(GRID_LIMIT / (columns * W), GRID_LIMIT / (rows * H))
-    if scale < 1:
-        size = max(1, int(W * scale)), max(1, int(H * scale))
-        pictures = torch.stack([resize_frames(view, *size) for view in pictures])
+    size = (max(1, int(W * scale)), max(1, int(H * scale))) if scale < 1 else (W, H)
+    pictures = torch.stack([resize_frames(as_pictures(views, v), *size) for v in range(len(views))])
     labels = view_labels(views)
     return torch.stack(
         [grid_picture(label_pictures(pictures[:, f], labels)) for f in range(pictures.shape[1])]

@@ -1,6 +1,7 @@
 """Sampling: conditions to latents, view sync, and a sampler that shows all views."""
 
 from collections.abc import Callable
+from itertools import chain
 
 import comfy.sample
 import comfy.samplers
@@ -26,7 +27,7 @@ from ..models.views import (
 )
 from . import patch, run
 from .sockets import RIG, SYNC, VIEWS
-from .views import check_rig, encode_views, fit_to_vae
+from .views import check_rig, encode_views, fit_to_vae, snapped
 
 CATEGORY = "Turnaround/4 sampling"
 TEXT_CHANNELS = 4096
@@ -168,11 +169,10 @@ class MultiViewConditioning(io.ComfyNode):
             )
         (colors, note), (maps, _) = fit_to_vae(partial), fit_to_vae(normals)
         run.say(cls, note)
-        clips = torch.cat([colors, maps])
-        if reference is not None:
-            clips = torch.cat([clips, _reference_clip(reference, colors)])
-        latents = encode_views(vae, clips, run.progress(len(clips)))
-        V = len(colors)
+        cut = [] if reference is None else [_reference_clip(reference, partial)]
+        V = len(partial)
+        count = 2 * V + len(cut)
+        latents = encode_views(vae, chain(colors, maps, cut), count, run.progress(count))
         extra = {"concat_latent_image": torch.cat([latents[:V], latents[V : 2 * V]], dim=1)}
         no_text = [[torch.zeros(1, 1, TEXT_CHANNELS), {}]]
         positive, negative = (
@@ -185,23 +185,25 @@ class MultiViewConditioning(io.ComfyNode):
         return io.NodeOutput(positive, negative, {"samples": empty}, note, cut_out)
 
 
-def _reference_clip(reference: Views, like: Tensor) -> Tensor:  # [1, F, 3, H, W], as `like`'s
-    """The performer's own video, cut out and sized as the views [V, F, 3, H, W]."""
-    frames, wanted = as_pictures(reference), like.shape[1]
-    if len(frames) != 1 or reference.masks is None:
+def _reference_clip(reference: Views, views: Views) -> Tensor:  # [F, 3, H, W]
+    """The performer's own video, cut out and sized as the views that the VAE will take."""
+    frames, _, H, W = views.frames.shape[1:]
+    wanted, width, height, _ = snapped(frames, W, H)
+    if len(reference) != 1 or reference.masks is None:
         raise ValueError(
-            f"'reference' needs one video with a mask, got {len(frames)} view(s) "
+            f"'reference' needs one video with a mask, got {len(reference)} view(s) "
             f"{'without a mask' if reference.masks is None else 'with masks'}: connect the video "
             "that Performer Geometry was made from."
         )
-    if frames.shape[1] < wanted:
+    if reference.frames.shape[1] < wanted:
         raise ValueError(
-            f"'reference' has {frames.shape[1]} frames but the views {wanted}: connect the video "
-            "that Performer Geometry was made from."
+            f"'reference' has {reference.frames.shape[1]} frames but the views {wanted}: connect the "
+            "video that Performer Geometry was made from."
         )
-    H, W = like.shape[-2:]
-    masks = reference.masks[0, :wanted].float()
-    return reference_frames(frames[0, :wanted], masks, W, H, BACKGROUND)[None]
+    pictures = as_pictures(reference, 0)[:wanted]
+    return reference_frames(
+        pictures, reference.masks[0, :wanted].float(), width, height, BACKGROUND
+    )
 
 
 def check_channels(model: ModelPatcher, positive: list, negative: list, samples: Tensor) -> None:

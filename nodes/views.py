@@ -1,5 +1,6 @@
 """Views in and out: sample performer, video, pictures, latents, preview, files."""
 
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -299,9 +300,9 @@ class ViewsToImages(io.ComfyNode):
     def execute(cls, views: Views, view: int) -> io.NodeOutput:
         view = pick_view(views, view)
         chosen = slice(None) if view == -1 else slice(view, view + 1)
-        frames = rearrange(as_pictures(views)[chosen], "v f c h w -> (v f) c h w")
-        masks = views.masks if views.masks is not None else torch.ones_like(views.frames[:, :, 0])
-        masks = rearrange(masks[chosen].float(), "v f h w -> (v f) h w")
+        frames = rearrange(as_pictures(views, chosen), "v f c h w -> (v f) c h w")
+        masks = views.masks[chosen] if views.masks is not None else torch.ones_like(frames[:, 0])
+        masks = masks.float().reshape(-1, *masks.shape[-2:])
         return io.NodeOutput(frames_to_image(frames), masks)
 
 
@@ -324,7 +325,7 @@ class ViewsToVideo(io.ComfyNode):
     @classmethod
     def execute(cls, views: Views, view: int) -> io.NodeOutput:
         view = pick_view(views, view)
-        frames = grid_video(views) if view == -1 else as_pictures(views)[view]
+        frames = grid_video(views) if view == -1 else as_pictures(views, view)
         frames = even_sized(frames)  # core's Save Video refuses odd sizes
         rate = Fraction(views.fps).limit_denominator(1001)
         return io.NodeOutput(
@@ -344,15 +345,18 @@ def _check_video_vae(vae) -> None:
 
 
 def encode_views(
-    vae: VAE, frames: Tensor, on_step: run.Progress | None = None
-) -> Tensor:  # [V, F, 3, H, W] -> [V, 16, T, h, w]
+    vae: VAE,
+    clips: Iterable[Tensor],  # of [F, 3, H, W]
+    count: int,
+    on_step: run.Progress | None = None,
+) -> Tensor:  # [count, 16, T, h, w]
     """Every view through the VAE as a video of its own (a plain VAE Encode would join them)."""
     _check_video_vae(vae)
     latents = []
-    for v, view in enumerate(frames):
-        latents.append(vae.encode(frames_to_image(view)))
+    for v, clip in enumerate(clips):
+        latents.append(vae.encode(frames_to_image(clip)))
         if on_step:
-            on_step(v + 1, len(frames))
+            on_step(v + 1, count)
     return torch.cat(latents)
 
 
@@ -371,15 +375,12 @@ def decode_views(
     return torch.stack(views)
 
 
-def fit_to_vae(views: Views) -> tuple[Tensor, str]:
-    """Frames [V, F, 3, H, W] at a size and length that the VAE takes, and a note."""
-    frames = as_pictures(views)
-    count, H, W = frames.shape[1], *frames.shape[-2:]
-    new_count, width, height, note = snapped(count, W, H)
-    frames = frames[:, :new_count]
-    if (width, height) != (W, H):
-        frames = torch.stack([resize_frames(f, width, height) for f in frames])
-    return frames, note
+def fit_to_vae(views: Views) -> tuple[Iterator[Tensor], str]:
+    """Clips [F, 3, H, W] at a size and length that the VAE takes, one view a time, and a note."""
+    frames, _, H, W = views.frames.shape[1:]
+    count, width, height, note = snapped(frames, W, H)
+    clips = (as_pictures(views, v)[:count] for v in range(len(views)))
+    return (resize_frames(clip, width, height) for clip in clips), note
 
 
 class EncodeViews(io.ComfyNode):
@@ -404,9 +405,9 @@ class EncodeViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, views: Views, vae) -> io.NodeOutput:
-        frames, note = fit_to_vae(views)
+        clips, note = fit_to_vae(views)
         run.say(cls, note)
-        samples = encode_views(vae, frames, run.progress(len(frames)))
+        samples = encode_views(vae, clips, len(views), run.progress(len(views)))
         return io.NodeOutput({"samples": samples}, note)
 
 
@@ -528,9 +529,8 @@ class SaveViews(io.ComfyNode):
         )
         bar = run.progress(len(views) + 1)
         stem = f"{name}_{counter:05}_"
-        for v, (label, frames) in enumerate(
-            zip(view_labels(views), as_pictures(views), strict=True)
-        ):
+        for v, label in enumerate(view_labels(views)):
+            frames = as_pictures(views, v)
             safe = "".join(c for c in label if c.isalnum() or c in "-_+")[:LABEL_LENGTH]
             write_mp4(Path(folder) / f"{stem}view{v:02}_{safe}.mp4", frames, views.fps, quality)
             bar(v + 1, len(views) + 1)

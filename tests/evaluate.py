@@ -123,7 +123,7 @@ def drawn_conditions(source, depth, rig_of_cloud):
     (partial, normals, visibility, _), (front, *_) = (
         conditions.RenderConditions.execute(cloud, rig, "kept").args for cloud in clouds
     )
-    return clouds[0], rig, front, partial, normals, visibility.frames[:, :, 0] == 1
+    return clouds[0], rig, front, partial, normals, visibility.masks
 
 
 def synthetic_task(performer_name: str, motion: str, clothes: int, amount: Amount) -> Task:
@@ -247,7 +247,8 @@ def sampled(task: Task, method: Method, models) -> Tensor:  # [V, F, 3, H, W]
     model, vae, sync = models
     normals = task.normals
     if not method.normals:
-        normals = replace(normals, frames=torch.full_like(normals.frames, BACKGROUND))
+        plain = torch.full_like(normals.frames, BACKGROUND, dtype=torch.float32)
+        normals = replace(normals, frames=plain)
     positive, negative, latent, _, reference = sampler.MultiViewConditioning.execute(
         vae, task.partial, normals, reference=task.source if method.reference else None
     ).args
@@ -325,8 +326,9 @@ def scores(result: Tensor, task: Task, reader=None) -> dict[str, float]:
 def condition_angle(task: Task) -> float:
     """Mean angle (degrees) of the drawn normal maps to the truth, on the seen side."""
     from turnaround.models import metrics
+    from turnaround.models.views import as_pictures
 
-    n = 2 * task.normals.frames - 1
+    n = 2 * as_pictures(task.normals) - 1
     n = n * torch.tensor([1.0, -1.0, -1.0])[:, None, None]
     where = task.seen & (task.truth.masks > 0.5)
     return metrics.normal_angle(n, task.normals_true, where)
@@ -334,19 +336,20 @@ def condition_angle(task: Task) -> float:
 
 def evaluate(task: Task, models, sheets: list) -> dict[str, dict[str, float]]:
     """All rows of one clip."""
-    from turnaround.models.views import Views, contact_sheet
+    from turnaround.models.views import Views, as_pictures, contact_sheet
     from turnaround.nodes import views
 
     reader = body_reader(float(task.rig.K[0, 1, 1])) if task.normals_true is not None else None
-    rows = {PARTIAL: task.front.frames, GIVEN: task.partial.frames}
+    rows = {PARTIAL: as_pictures(task.front), GIVEN: as_pictures(task.partial)}
     for method in METHODS:
         began = time.monotonic()
         say(f"  {task.name}: {method.name}")
         rows[method.name] = sampled(task, method, models)
         say(f"    {time.monotonic() - began:.0f} s")
     say(f"  {task.name}: {ROUND_TRIP}")
-    frames, _ = views.fit_to_vae(task.truth)
-    rows[ROUND_TRIP] = views.decode_views(models[1], views.encode_views(models[1], frames))
+    clips, _ = views.fit_to_vae(task.truth)
+    latents = views.encode_views(models[1], clips, len(task.truth))
+    rows[ROUND_TRIP] = views.decode_views(models[1], latents)
     rows[TRUTH] = task.truth.frames
     say(f"  {task.name}: scores")
     shown = (rows[TRUTH], rows[PARTIAL], rows[GIVEN], rows["full model"], rows["without sync"])

@@ -114,7 +114,7 @@ def render_scene(
     background = (BACKGROUND,) * 3
     lighting = draw_lighting(seed) if lights else DEFAULT_LIGHTING
     points = source_points(posed, look, rig, background, lighting)
-    conditions = render_conditions(points, rig, "kept")
+    conditions = render_conditions(points, rig)
     # One view at a time: all its frames in one pass.
     truth, masks = zip(
         *(
@@ -129,8 +129,8 @@ def render_scene(
     )  # fmt: skip
     return Scene(
         frames=_to_bytes(torch.stack(truth)),
-        partial=_to_bytes(conditions.partial),
-        normals=_to_bytes(conditions.normals),
+        partial=conditions.partial.movedim(2, -1).contiguous(),
+        normals=conditions.normals.movedim(2, -1).contiguous(),
         masks=(torch.stack(masks) * 255).round().to(torch.uint8),
     )
 
