@@ -44,8 +44,20 @@ FLAGSHIP = ROOT / "workflows" / "01_performer_turnaround.json"
 # torchvision exists only for the registry's own torch, so both come from there.
 REQUIREMENTS = ["torch>=2.14", "torchvision", "requests", "setuptools"]
 DEV_REQUIREMENTS = [
-    *("pytest", "ruff", "playwright", "psutil", "aiohttp", "diffusers", "comfy-cli", "scikit-image")
+    *(
+        "pytest",
+        "ruff",
+        "playwright",
+        "psutil",
+        "aiohttp",
+        "diffusers",
+        "comfy-cli",
+        "scikit-image",
+    ),
+    *("numba", "timm"),
 ]
+# Asks for a second OpenCV wheel, beside the one that the pack brings.
+WITHOUT_THEIR_DEPENDENCIES = ["controlnet-aux==0.0.10"]
 SKIPPED_HOST_REQUIREMENTS = ("torchaudio",)
 NOT_EXECUTED = {"MarkdownNote", "Note", "Reroute"}
 
@@ -149,7 +161,9 @@ def ensure_venv(host: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*REQUIREMENTS, *wanted, *project["dependencies"], *DEV_REQUIREMENTS]
     stamp = ROOT / ".venv" / "turnaround-stamp"
-    digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\n".join([*requirements, *WITHOUT_THEIR_DEPENDENCIES]).encode()
+    ).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
     if not venv_python().exists():
@@ -158,6 +172,11 @@ def ensure_venv(host: Path) -> None:
         "Installing torch, ComfyUI's requirements and the test tools (a few minutes, some GB)",
         [str(venv_python()), "-m", "pip", "install", "--progress-bar", "off", *requirements],
     )
+    run_visibly(
+        "Installing what would bring doubles of other packages by itself",
+        [str(venv_python()), "-m", "pip", "install", "--progress-bar", "off", "--no-deps",
+         *WITHOUT_THEIR_DEPENDENCIES],
+    )  # fmt: skip
     stamp.write_text(digest)
 
 

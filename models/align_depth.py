@@ -3,7 +3,9 @@
 Stage: depth -> metres, before the points. MV-Performer aligns per-frame relative depth to a metric
 one in closed form, by least squares over the performer. Departures: what lies off counts less
 (Huber's weights, by iterated least squares), and the lines of neighbouring frames are held together,
-because a scale that trembles makes a performer breathe.
+because a scale that trembles makes a performer breathe. Depth nodes that stretch every frame to
+black and white by itself tremble too: that is measured on the background, which stands still, and
+undone first.
 """
 
 from __future__ import annotations
@@ -11,17 +13,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .points import OrientedPoints
 
 ROUNDS = 12
 HUBER = 1.345
 """Huber's constant for 95 % efficiency on clean Gaussian errors, in standard deviations."""
 FARTHEST = 3.0
 """Standard deviations beyond which a point is left out, in the second half of the rounds."""
+EXACT = 1e-4
+"""Metres: errors below it are all the same, so that rounding makes no outliers."""
 MAD_TO_DEVIATION = 1.4826
 FEWEST = 8
 """Points in a frame below which its line comes from its neighbours alone."""
+SAMPLES = 8192
+"""Points of a frame that are looked at, by chance: two numbers need no more."""
 NEAREST, FARTHEST_METRES = 0.05, 1000.0
+FLAT = 1e-6
+"""Values that differ by less than this share of their size have no shape."""
+BLANK = 0.004
+"""Share of the range at its two ends: black and white may stand for nothing (one step of 8 bit)."""
+LEAST_BACKGROUND = 0.02
+"""Share of the picture below which the background tells nothing about a drift."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,8 @@ class Alignment:
     """[F] metres or 1/metres."""
     error: Tensor
     """[F] median distance to the target in metres; NaN where a frame has none."""
+    misfit: float
+    """Mean distance in metres, outliers cut short: tells conventions apart where the median can't."""
 
 
 def align_depth(
@@ -50,42 +67,85 @@ def align_depth(
     `steadiness` weighs, against one frame's points, how far its line may lie from its neighbours',
     measured at the 10th and 90th percentile of the values.
     """
-    d = values.double()
-    inside = (masks > 0.5) & d.isfinite()
+    inside = (masks > 0.5) & values.isfinite()
     known = inside & target.isfinite() & (target > 0)
+    check_overlap(values, inside, known)
+    gain, offset = drift(values, inside)
+    chosen, picked = _sampled(known)
+    d = values.flatten(1).gather(1, picked).double() * gain[:, None] + offset[:, None]
+    z = torch.where(chosen, target.flatten(1).gather(1, picked).double(), 1.0)
+    d = torch.where(chosen, d, 0.0)
+    scale, shift = _robust_lines(d, z, chosen, inverse, steadiness)
+    away = (_metres(scale[:, None] * d + shift[:, None], inverse) - z).abs()
+    error = torch.where(chosen, away, torch.nan).nanmedian(1).values
+    far = FARTHEST * MAD_TO_DEVIATION * away[chosen].median()
+    misfit = float(away[chosen].clamp(max=far).mean())
+    scale, shift = scale * gain, scale * offset + shift
+    fitted = values * scale[:, None, None].to(values) + shift[:, None, None].to(values)
+    metres = _metres(fitted, inverse)
+    usable = inside & (fitted > 0) & (metres < FARTHEST_METRES)
+    metres = torch.where(usable, metres.clamp(min=NEAREST), 0.0)
+    return Alignment(metres.float(), scale.float(), shift.float(), error.float(), misfit)
+
+
+def check_overlap(values: Tensor, inside: Tensor, known: Tensor) -> None:
+    """One sentence where there is nothing to align."""
+    if not inside.any():
+        raise ValueError(
+            "'depth' has no finite value inside the mask in any frame: check that depth and mask "
+            "belong to the same clip, and that the mask shows the performer in white."
+        )
+    told = values[inside]
+    if not float(told.max() - told.min()) > FLAT * max(float(told.abs().max()), 1e-12):
+        raise ValueError(
+            f"'depth' is {float(told[0]):.3g} all over the performer, so it has no shape: check that "
+            "the depth node ran on these frames."
+        )
     if known.sum() < FEWEST:
         raise ValueError(
-            f"'depth' and 'metric' share {int(known.sum())} points inside the mask: give a metric "
-            "depth of the same clip that shows the performer."
+            f"'depth' and the metric depth share {int(known.sum())} points inside the mask, but at "
+            f"least {FEWEST} are needed: give a metric depth of the same clip that shows the "
+            "performer."
         )
-    z = torch.where(known, target, 1.0).double()
+
+
+def _sampled(known: Tensor) -> tuple[Tensor, Tensor]:  # [F, n] bool, [F, n] places
+    """Up to SAMPLES known pixels of every frame, the same ones every time."""
+    flat = known.flatten(1)
+    generator = torch.Generator().manual_seed(0)
+    lots = torch.rand(flat.shape[1], generator=generator).to(known.device) * flat
+    picked = lots.topk(min(SAMPLES, flat.shape[1]), dim=1).indices
+    return flat.gather(1, picked), picked
+
+
+def _metres(fitted: Tensor, inverse: bool) -> Tensor:
+    return 1 / fitted.clamp(min=1e-6) if inverse else fitted
+
+
+def _robust_lines(
+    d: Tensor,  # [F, n]
+    z: Tensor,  # [F, n] metres
+    chosen: Tensor,  # [F, n] bool
+    inverse: bool,
+    steadiness: float,
+) -> tuple[Tensor, Tensor]:  # [F], [F]
+    """Huber's weights first, then only what lies near."""
     wanted = 1 / z if inverse else z
-    spots = _percentiles(d[known], (0.1, 0.9))
-    d = torch.where(inside, d, 0.0)
-    weights, fitted = known.double(), z[known].median().expand_as(z)
+    spots = _percentiles(d[chosen], (0.1, 0.9))
+    weights, fitted = chosen.double(), z[chosen].median().expand_as(z)
     for round_ in range(ROUNDS):
         # An error e of 1/z is one of e z^2 metres; z as fitted, for a wrong target must not weigh.
         unit = fitted.square() if inverse else torch.ones_like(z)
-        scale, shift = _solve(d, wanted, weights * unit.square(), known, spots, steadiness)
-        away = ((_line(d, scale, shift) - wanted) * unit).abs()
-        spread = MAD_TO_DEVIATION * away[known].median()
-        weights = known * (HUBER * spread / away.clamp(min=1e-12)).clamp(max=1.0)
+        scale, shift = _solve(d, wanted, weights * unit.square(), chosen, spots, steadiness)
+        line = scale[:, None] * d + shift[:, None]
+        away = ((line - wanted) * unit).abs()
+        spread = (MAD_TO_DEVIATION * away[chosen].median()).clamp(min=EXACT)
+        weights = chosen * (HUBER * spread / away.clamp(min=1e-12)).clamp(max=1.0)
         if round_ >= ROUNDS // 2:
-            weights = weights * (away <= FARTHEST * spread + 1e-9)
+            weights = weights * (away <= FARTHEST * spread)
         if inverse:
-            fitted = 1 / _line(d, scale, shift).clamp(min=1 / FARTHEST_METRES)
-    fitted = _line(d, scale, shift)
-    metres = 1 / fitted.clamp(min=1e-6) if inverse else fitted
-    metres = torch.where(inside & (fitted > 0), metres.clamp(min=NEAREST), 0.0)
-    error = torch.stack([
-        (m - t)[k].abs().median() if k.any() else torch.tensor(torch.nan, dtype=m.dtype)
-        for m, t, k in zip(metres, z, known, strict=True)
-    ])  # fmt: skip
-    return Alignment(metres.float(), scale.float(), shift.float(), error.float())
-
-
-def _line(values: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return scale[:, None, None] * values + shift[:, None, None]
+            fitted = 1 / line.clamp(min=1 / FARTHEST_METRES)
+    return scale, shift
 
 
 def _percentiles(values: Tensor, shares: tuple[float, ...]) -> Tensor:
@@ -96,29 +156,193 @@ def _percentiles(values: Tensor, shares: tuple[float, ...]) -> Tensor:
 def _solve(
     d: Tensor, wanted: Tensor, weights: Tensor, known: Tensor, spots: Tensor, steadiness: float
 ) -> tuple[Tensor, Tensor]:
-    """[F] scale and [F] shift: one system of 2 F equations, as frames lean on their neighbours."""
-    F = len(d)
-    w, d, y = (t.flatten(1) for t in (weights, d, wanted))
+    """[F] scale and [F] shift: one system of two equations a frame, as frames lean on their neighbours."""
+    count = len(d)
+    w, y = weights, wanted
     moments = [(w * d * d).sum(1), (w * d).sum(1), w.sum(1)]
     right = torch.stack([(w * d * y).sum(1), (w * y).sum(1)], 1)
-    enough = known.flatten(1).sum(1) >= FEWEST
-    own = torch.stack([*moments[:2], *moments[1:]], 1).view(F, 2, 2) * enough[:, None, None]
+    enough = known.sum(1) >= FEWEST
+    own = torch.stack([*moments[:2], *moments[1:]], 1).view(count, 2, 2) * enough[:, None, None]
     total = moments[2].mean()
-    system = torch.zeros(F, 2, F, 2, dtype=d.dtype, device=d.device)
-    index = torch.arange(F, device=d.device)
+    system = torch.zeros(count, 2, count, 2, dtype=d.dtype, device=d.device)
+    index = torch.arange(count, device=d.device)
     system[index, :, index] = own
     at = torch.stack([spots, torch.ones_like(spots)], 1)  # a line's values at the spots
     hold = at.T @ at / len(spots) * total
     # Frames without points follow their neighbours even when the others are free.
-    share = torch.full((F - 1,), steadiness, dtype=d.dtype, device=d.device)
+    share = torch.full((count - 1,), steadiness, dtype=d.dtype, device=d.device)
     share = torch.where(enough[1:] & enough[:-1], share, max(steadiness, 1e-3))
-    for f in range(F - 1):
-        part = share[f] * hold
-        system[f, :, f] += part
-        system[f + 1, :, f + 1] += part
-        system[f, :, f + 1] -= part
-        system[f + 1, :, f] -= part
-    flat = system.view(2 * F, 2 * F)
-    flat = flat + torch.eye(2 * F, dtype=d.dtype, device=d.device) * 1e-12 * total
-    line = torch.linalg.solve(flat, (right * enough[:, None]).flatten()).view(F, 2)
+    part = share[:, None, None] * hold
+    system[index[:-1], :, index[:-1]] += part
+    system[index[1:], :, index[1:]] += part
+    system[index[:-1], :, index[1:]] -= part
+    system[index[1:], :, index[:-1]] -= part
+    flat = system.view(2 * count, 2 * count)
+    flat = flat + torch.eye(2 * count, dtype=d.dtype, device=d.device) * 1e-12 * total
+    line = torch.linalg.solve(flat, (right * enough[:, None]).flatten()).view(count, 2)
     return line[:, 0], line[:, 1]
+
+
+def drift(
+    values: Tensor,  # [F, H, W]
+    inside: Tensor,  # [F, H, W] bool, the performer
+) -> tuple[Tensor, Tensor]:  # [F] gain, [F] offset, float64
+    """gain * values + offset shows the background as in the first frame.
+
+    From frame to frame a robust line through the background's values; no change where there is
+    none, or where the frames' values are those of the clip (same black and white throughout).
+    """
+    count = len(values)
+    gain, offset = torch.ones(count).double(), torch.zeros(count).double()
+    told = values.flatten(1).double().nan_to_num(0, 0, 0)
+    low, high = told.amin(), told.amax()
+    room = BLANK * (high - low)
+    behind = ~inside.flatten(1) & (told > low + room) & (told < high - room)
+    for f in range(1, count):
+        both = (behind[f] & behind[f - 1]).nonzero()[:, 0]
+        a, b = 1.0, 0.0
+        if len(both) > LEAST_BACKGROUND * told.shape[1]:
+            both = both[:: max(1, len(both) // SAMPLES)]
+            a, b = _line_through(told[f, both], told[f - 1, both])
+        gain[f], offset[f] = gain[f - 1] * a, gain[f - 1] * b + offset[f - 1]
+    return gain.to(values.device), offset.to(values.device)
+
+
+def _line_through(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Slope and offset of y over x, by least absolute distance (reweighted); a flat x has slope 1."""
+    weights = torch.ones_like(x)
+    for _ in range(ROUNDS):
+        share = weights / weights.sum()
+        mx, my = (share * x).sum(), (share * y).sum()
+        spread = (share * (x - mx) ** 2).sum()
+        slope = (share * (x - mx) * (y - my)).sum() / spread if spread > 1e-9 else x.new_tensor(1)
+        away = (y - my - slope * (x - mx)).abs()
+        weights = 1 / away.clamp(min=1e-4)
+    if not 0.5 < float(slope) < 2:  # another shot, not another stretch
+        return 1.0, 0.0
+    return float(slope), float(my - slope * mx)
+
+
+# ---------------------------------------------------------------- what to align with
+
+UNDER_THE_SKIN = 0.05
+"""Metres: how far a joint lies behind the surface that the camera sees, roughly."""
+SURE = 0.3
+"""A 2D keypoint less sure than this is none."""
+NECK, HIPS, KNEES, ANKLES = 1, (8, 11), (9, 12), (10, 13)
+"""OpenPose's numbers."""
+NECK_TO_ANKLE, NECK_TO_HIPS = 0.78, 0.29
+"""Shares of a grown-up's height, along the bones."""
+STRETCH_WINDOW = 9
+"""Frames over which the longest picture of the bones counts: a bone seen from its end is short."""
+
+
+def cloud_depth(
+    cloud: OrientedPoints,
+    width: int,
+    height: int,
+) -> Tensor:  # [F, height, width] metres; 0 = no point
+    """The seen points' depth in their own camera; the nearest wins."""
+    source = cloud.source.resized(width, height)
+    T, K = source.T_camera_world[0], source.K[0]
+    seen = cloud.confidences > 0
+    frame = torch.arange(cloud.frame_count, device=seen.device)
+    frame = frame.repeat_interleave(cloud.frame_offsets.diff())[seen]
+    points = cloud.positions[seen] @ T[:3, :3].T + T[:3, 3]
+    return _scattered(frame, points @ K.T, cloud.frame_count, width, height)
+
+
+def _scattered(frame: Tensor, points: Tensor, count: int, width: int, height: int) -> Tensor:
+    """Homogeneous pixels [N, 3] (last: metres) as a sparse depth picture."""
+    z = points[:, 2]
+    x, y = ((points[:, i] / z.clamp(min=NEAREST)).floor() for i in (0, 1))
+    shown = (z > NEAREST) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    place = ((frame * height + y.long()) * width + x.long())[shown]
+    depth = z.new_full((count * height * width,), torch.inf)
+    depth = depth.scatter_reduce(0, place, z[shown], "amin").view(count, height, width)
+    return torch.where(depth.isfinite(), depth, 0.0)
+
+
+def body_keypoint_depth(
+    pose: dict,  # MHR_POSE_DATA: SAM 3D Body's people, frame by frame
+    count: int,
+    width: int,
+    height: int,
+    focal: float,  # pixels
+) -> Tensor:  # [F, height, width] metres; 0 = no keypoint
+    """The keypoints' depth at their pixels, brought from that node's lens to ours."""
+    scale = torch.tensor([width / pose["image_size"][1], height / pose["image_size"][0]])
+    frames, points = [], []
+    for f, people in enumerate(pose["frames"][:count]):
+        if not people:
+            continue
+        person = max(people, key=lambda p: float(_tensor(p["pred_keypoints_2d"])[:, 1].std()))
+        xy = _tensor(person["pred_keypoints_2d"])[:, :2] * scale
+        xyz = _tensor(person["pred_keypoints_3d"]) + _tensor(person["pred_cam_t"]).view(1, 3)
+        across = xyz[:, :2] / xyz[:, 2:]
+        lens = (xy - xy.mean(0)).norm() / (across - across.mean(0)).norm().clamp(min=1e-6)
+        z = xyz[:, 2:] * focal / lens - UNDER_THE_SKIN
+        points.append(torch.cat([xy * z, z], 1))
+        frames.append(torch.full((len(z),), f))
+    if not points:
+        raise ValueError("'pose' shows nobody in any frame: check the node that made it.")
+    points, frames = torch.cat(points), torch.cat(frames)
+    good = points.isfinite().all(1)
+    return _scattered(frames[good], points[good], count, width, height)
+
+
+def _tensor(values) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).cpu()
+
+
+def pose_distance(
+    pose: list[dict],  # POSE_KEYPOINT: OpenPose's JSON, one a frame
+    count: int,
+    picture_height: int,  # pixels
+    focal: float,  # pixels
+    person_height: float,  # metres
+) -> Tensor:  # [F] metres
+    """How far the performer stands, from how long the bones from neck to ankle are in the picture."""
+    lengths = torch.tensor([picture_height * _body_length(frame) for frame in pose[:count]])
+    if not (lengths > 0).any():
+        raise ValueError(
+            "'pose' shows neck and hips in no frame: check the pose node, or align with another "
+            "depth."
+        )
+    half = STRETCH_WINDOW // 2
+    longest = F.max_pool1d(lengths[None], STRETCH_WINDOW, 1, half)[0]
+    longest = torch.where(longest > 0, longest, longest[longest > 0].median())
+    steady = F.avg_pool1d(longest[None], STRETCH_WINDOW, 1, half, count_include_pad=False)[0]
+    return focal * person_height / steady
+
+
+def _body_length(frame: dict) -> float:
+    """The largest person's height when standing straight, as a share of the picture's; 0 = unknown."""
+    width, height = (float(frame.get(f"canvas_{side}") or 1) for side in ("width", "height"))
+    lengths = [0.0]
+    for person in frame.get("people", []):
+        joints = torch.tensor(person.get("pose_keypoints_2d") or [])[: 18 * 3].view(-1, 3)
+        if len(joints) < 14:
+            continue
+        if float(joints[:, :2].max()) <= 2:  # shares of the canvas
+            joints = joints * joints.new_tensor([width, height, 1.0])
+        lengths.append(_person_length(joints) / height)
+    return max(lengths)
+
+
+def _person_length(joints: Tensor) -> float:  # [>= 14, 3] pixels, pixels, certainty
+    def known(*which: int) -> bool:
+        return bool((joints[list(which), 2] >= SURE).all())
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float((a - b)[:2].norm())
+
+    if not known(NECK, *HIPS):
+        return 0.0
+    hips = joints[list(HIPS)].mean(0)
+    torso = apart(joints[NECK], hips)
+    legs = [
+        apart(joints[h], joints[k]) + apart(joints[k], joints[a])
+        for h, k, a in zip(HIPS, KNEES, ANKLES, strict=True) if known(h, k, a)
+    ]  # fmt: skip
+    return (torso + max(legs)) / NECK_TO_ANKLE if legs else torso / NECK_TO_HIPS

@@ -51,6 +51,89 @@ def _robust_unit(values: Tensor, inside: Tensor) -> Tensor:
     return torch.where(values.isfinite(), unit, torch.nan)
 
 
+def _relief(unit: Tensor, near_is_white: bool, person_height: float) -> Tensor:
+    """Metres behind the performer's middle, as thick as performers are."""
+    return ((1 - unit if near_is_white else unit) - 0.5) * THICKNESS * person_height
+
+
+def depth_at(
+    depth: Tensor,  # [F, H, W] relative
+    masks: Tensor,  # [F, H, W] 0..1
+    distance: Tensor,  # [F] metres
+    person_height: float,  # metres
+) -> Tensor:  # [F, H, W] metres
+    """Relative depth at a known distance: its thickness is a guess, near and far as the background
+    or the roundness of limbs tell."""
+    unit = _robust_unit(depth, masks > 0.5)
+    metres = distance[:, None, None] + _relief(unit, True, person_height)
+    if _inside_out(metres, masks):
+        metres = distance[:, None, None] + _relief(unit, False, person_height)
+    return metres
+
+
+COLOURFUL = 0.1
+"""Difference between channels that no grey picture has, after JPEG neither."""
+COLOURFUL_SHARE = 0.02
+
+
+def grey_depth(
+    pictures: Tensor,  # [F, H, W, C] as a depth node gives them
+    name: str,  # of the socket
+) -> Tensor:  # [F, H, W]
+    """The one number a pixel that a depth picture carries."""
+    channels = pictures[..., :3].float()
+    spread = channels.amax(-1) - channels.amin(-1)
+    if float((spread > COLOURFUL).float().mean()) > COLOURFUL_SHARE:
+        raise ValueError(
+            f"'{name}' is coloured, but depth must be grey: turn the colour map (turbo, inferno, "
+            "spectral ...) off in the depth node, and see that no normal map or clip is connected."
+        )
+    return channels.mean(-1)
+
+
+GAP = 0.05
+"""Share of the range between black and the darkest other value, from which on black is nothing."""
+
+
+def without_blanks(
+    values: Tensor,  # [F, H, W] grey
+    masks: Tensor,  # [F, H, W] 0..1
+) -> Tensor:
+    """NaN where a picture is black inside the mask although nothing else is nearly as dark: depth
+    nodes with masks of their own leave the rest black."""
+    black = (values == 0) & (masks > 0.5)
+    others = values[(values != 0) & (masks > 0.5) & values.isfinite()]
+    if not black.any() or not len(others) or float(others.min()) < GAP * float(others.max()):
+        return values
+    return torch.where(black, torch.nan, values)
+
+
+JUMP = 0.05
+"""Share of the clip's range of depth between neighbours that is an edge, not a slope."""
+
+
+def resize_depth(
+    depth: Tensor,  # [F, h, w], any convention
+    height: int,
+    width: int,
+) -> Tensor:  # [F, height, width]
+    """Smooth on surfaces, nearest at their edges: nothing is drawn between two surfaces."""
+    if depth.shape[-2:] == (height, width):
+        return depth
+    size, values = (height, width), depth[:, None].float()
+    nearest = F.interpolate(values, size=size, mode="nearest-exact")[:, 0]
+    known = values.isfinite()
+    if not known.any():
+        return nearest
+    order = values[known].sort().values
+    room = JUMP * (order[int(0.98 * (len(order) - 1))] - order[int(0.02 * (len(order) - 1))])
+    filled = torch.where(known, values, order[0] - 10 * room - 1)
+    around = F.max_pool2d(filled, 3, 1, 1) + F.max_pool2d(-filled, 3, 1, 1)
+    edge = F.interpolate((around > room).float(), size=size, mode="nearest-exact")[:, 0] > 0
+    smooth = F.interpolate(filled, size=size, mode="bilinear")[:, 0]
+    return torch.where(edge | ~nearest.isfinite(), nearest, smooth)
+
+
 def depth_to_metres(
     depth: Tensor,  # [F, H, W] as it came
     masks: Tensor,  # [F, H, W] 0..1
@@ -63,8 +146,7 @@ def depth_to_metres(
     expected = focal * person_scale(masks, person_height)
     if convention in ("near is white", "near is black"):
         unit = _robust_unit(depth, inside)
-        away = 1 - unit if convention == "near is white" else unit
-        metres = expected + (away - 0.5) * THICKNESS * person_height
+        metres = expected + _relief(unit, convention == "near is white", person_height)
         note = "depth is relative: its scale is a guess from the performer's height"
     else:
         metres = depth

@@ -13,7 +13,7 @@ the target camera, the source camera or the world (there "towards" is towards az
 
 from __future__ import annotations
 
-import importlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +30,11 @@ from .rasterize import EMPTY as NO_POINT
 from .rasterize import LEAST_REACH, MAX_RADIUS, NEAR, splat
 
 BACKGROUND = 0.5
-SEEN, UNSEEN_SIDE, EMPTY = 1.0, 0.5, 0.0
-SEEN_BYTE, UNSEEN_BYTE, EMPTY_BYTE = 255, 128, 0
+"""Grey behind pictures of floats; as a byte it is 128."""
+log = logging.getLogger("turnaround")
+
+SEEN, UNSEEN_SIDE, EMPTY = 255, 128, 0
+"""The three states of visibility, as bytes."""
 
 BackColors = Literal["kept", "blanked"]
 BackNormals = Literal["black", "drawn"]
@@ -156,11 +159,11 @@ def _draw_torch(splats: Splats, eye: Eye, look: Look, frames: slice, out: Condit
     table = torch.empty(N + 1, 8, dtype=torch.uint8, device=device)
     shown = seen if look.back_normals == "black" else torch.ones_like(seen)
     table[:N, :3] = ((128 + 127.5 * (axes @ normals)) * shown).T
-    table[:N, 3] = torch.where(seen, SEEN_BYTE, UNSEEN_BYTE)
+    table[:N, 3] = torch.where(seen, SEEN, UNSEEN_SIDE)
     kept = rgb if look.back_colors == "kept" else torch.where(seen, rgb, 0)
     table[:N, 4:] = kept[:, None].contiguous().view(torch.uint8)
     ground = GROUNDS[look.ground]
-    table[N] = torch.tensor([*[ground] * 3, EMPTY_BYTE, *[ground] * 3, 0], dtype=torch.uint8)
+    table[N] = torch.tensor([*[ground] * 3, EMPTY, *[ground] * 3, 0], dtype=torch.uint8)
     index = (keys & 0xFFFFFFFF).clamp_(max=N).flatten()
     bytes_ = table.view(torch.int64)[:, 0].index_select(0, index).view(torch.uint8)
     bytes_ = bytes_.view(count, height, width, 8)
@@ -212,21 +215,26 @@ DRAW: dict[str, Draw] = {"torch": _draw_torch, "numba": _draw_numba, "triton": _
 
 
 @cache
-def _installed(module: str) -> bool:
+def _works(backend: str, device: str) -> bool:
+    """Whether a way of DRAW is installed and draws one point: compilers may be missing or fail."""
+    home = torch.device(device)
+    one = torch.ones(3, 1, device=home)
+    flag = torch.ones(1, dtype=torch.int32, device=home)
+    splats = Splats(one, -one, one[0], flag > 0, flag, torch.tensor([0, 1]))
+    eye = Eye(torch.eye(3, 4), 1.0, torch.eye(3), torch.zeros(3), True)
+    out = Conditions.empty(1, 1, 4, 4, home).of(0, slice(0, 1))
     try:
-        importlib.import_module(module, __package__)
-    except Exception:  # a broken install of an optional package must not take the pack down
+        DRAW[backend](splats, eye, Look(), slice(0, 1), out)
+    except Exception as reason:  # whatever an optional package raises, torch draws too
+        log.info("Conditions are drawn by torch, as %s does not work here: %s", backend, reason)
         return False
-    return True
+    return bool((out.visibility == SEEN).any())
 
 
 def fastest_backend(device: torch.device) -> str:
-    """The quickest of DRAW that this installation has for a device; all draw the same pictures."""
-    if device.type == "cuda" and _installed(".rasterize_triton"):
-        return "triton"
-    if device.type == "cpu" and _installed(".rasterize_numba"):
-        return "numba"
-    return "torch"
+    """The quickest of DRAW that works on a device; all draw the same pictures."""
+    quicker = {"cuda": "triton", "cpu": "numba"}.get(device.type)
+    return quicker if quicker and _works(quicker, str(device)) else "torch"
 
 
 POINTS_AT_ONCE = {"cpu": 1 << 20}

@@ -195,6 +195,54 @@ def body_thickness(
     return 2 * limit * torch.tanh(inflate(solid.float()) * footprint / limit)
 
 
+KEPT, NOTHING, ERODED, GRAZING, FLOATING = range(5)
+"""What becomes of a pixel: a point; no depth or outside the mask; too near the mask's edge; surface
+seen too flat; an outlier."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What the depth says, pixel by pixel, before it becomes points."""
+
+    points: Tensor
+    """[F, 3, H, W] camera frame, metres; 0 = nothing."""
+    normals: Tensor
+    """[F, 3, H, W] camera frame, unit, towards the camera; 0 = nothing."""
+    cosine: Tensor
+    """[F, H, W] between the normal and the ray to the camera."""
+    fate: Tensor
+    """[F, H, W] uint8, KEPT and the reasons why not."""
+
+    @property
+    def known(self) -> Tensor:  # [F, H, W] bool
+        """Where there is depth inside the mask."""
+        return self.fate != NOTHING
+
+
+def surface_from_depth(
+    depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
+    masks: Tensor,  # [F, H, W] 0..1
+    K: Tensor,  # [3, 3] pixels
+    erosion: int = 1,
+    outliers: Tensor | None = None,  # [F, H, W] bool
+) -> Surface:
+    """Points and normals of every pixel, and which are fit to be kept."""
+    known = depth.isfinite() & (depth > 0) & (masks > 0.5)
+    if not known.any():
+        raise ValueError(
+            "There is no usable depth inside the mask in any frame: check that the mask shows the "
+            "performer in white and that the depth is not all zero."
+        )
+    points = unproject_depth(torch.where(known, depth, 0.0).float(), K)
+    normals = normals_from_depth(points, known)
+    cosine = -(normals * F.normalize(points, dim=1)).sum(1)
+    fate = torch.where(cosine > GRAZING_COSINE, KEPT, GRAZING)
+    if outliers is not None:
+        fate = torch.where(outliers, FLOATING, fate)
+    fate = torch.where(erode(known, erosion), fate, ERODED)
+    return Surface(points, normals, cosine, torch.where(known, fate, NOTHING).byte())
+
+
 def points_from_depth(
     frames: Tensor,  # [F, 3, H, W] 0..1
     depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
@@ -204,22 +252,25 @@ def points_from_depth(
     fps: float = 16.0,
     far_side: bool = True,
 ) -> OrientedPoints:
-    """Unproject the masked depth to oriented, coloured points around the performer's centre.
+    """Unproject the masked depth to oriented, coloured points around the performer's centre."""
+    surface = surface_from_depth(depth, masks, K, erosion)
+    return points_from_surface(frames, surface, K, fps, far_side)
+
+
+def points_from_surface(
+    frames: Tensor,  # [F, 3, H, W] 0..1
+    surface: Surface,
+    K: Tensor,  # [3, 3] pixels
+    fps: float = 16.0,
+    far_side: bool = True,
+) -> OrientedPoints:
+    """Oriented, coloured points around the performer's centre.
 
     With `far_side`, each gets a guessed point behind it, as far as the performer is thick there, so
     that the body is closed and has its width from the side too.
     """
-    known = depth.isfinite() & (depth > 0) & (masks > 0.5)
-    if not known.any():
-        raise ValueError(
-            "There is no usable depth inside the mask in any frame: check that the mask shows the "
-            "performer in white and that the depth is not all zero."
-        )
-    depth = torch.where(known, depth, 0.0).float()
-    points = unproject_depth(depth, K)
-    normals = normals_from_depth(points, known)
-    cosine = -(normals * F.normalize(points, dim=1)).sum(1)
-    keep = erode(known, erosion) & (cosine > GRAZING_COSINE)
+    keep, points, cosine = surface.fate == KEPT, surface.points, surface.cosine
+    depth = points[:, 2]
     if not keep.any():
         raise ValueError(
             "No point of the performer is left after cleaning the depth: its surface is too rough "
@@ -233,7 +284,7 @@ def points_from_depth(
     layers, shares, thickness = keep[:, None], depth.new_zeros(1), torch.zeros_like(depth)
     if far_side:
         layers, shares = far_layers(keep)
-        thickness = body_thickness(known, footprint, size[1])
+        thickness = body_thickness(surface.known, footprint, size[1])
     f, layer, y, x = layers.nonzero(as_tuple=True)
     away = 1 + thickness[f, y, x] * shares[layer] / depth[f, y, x]
     positions = points[f, :, y, x] * away[:, None]
@@ -241,7 +292,7 @@ def points_from_depth(
     pose[:3, 3] = centre
     return OrientedPoints(
         positions=positions - centre,
-        normals=normals[f, :, y, x],
+        normals=surface.normals[f, :, y, x],
         colors=frames[f, :, y, x].float(),
         radii=radii[f, y, x],
         confidences=torch.where(layer == 0, cosine[f, y, x].clamp(0, 1), 0.0),

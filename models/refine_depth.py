@@ -13,17 +13,39 @@ without depth have only the second term, so normals fill holes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .points import EDGE_JUMP, unproject_depth
+from .points import EDGE_JUMP, GRAZING_COSINE, normals_from_depth, unproject_depth
 
+ONE_SURFACE = 0.01
+"""Share of the depth below which a difference is noise, whatever the angle."""
 STEPS, TOLERANCE = 300, 1e-4
 FAINT = 0.3
 """A normal shorter than this before it is brought to unit length says nothing."""
+SMOOTHING = 1 / 6
+"""Of the reach, over which the depth's own normals are smoothed: 2 pixels by default, where 1.5 to 3
+did best on noise and on 6 to 8 bits."""
+CONTRARY = -0.2
+"""Correlation with the depth's normals below which an axis looks turned round."""
+CHUNK_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Pixels solved for at once: what a cache holds, or what keeps a GPU busy; 100 bytes each."""
+EVERY = 10
+"""Steps of the solver between two looks at progress and the cancel button."""
+
+
+class _Pairs(NamedTuple):
+    """Neighbours p, q along one axis of the picture: how the objective weighs their depths."""
+
+    at_p: Tensor
+    """[F, ...] normal . ray(p), metres across the surface a metre of depth; 0 = not counted."""
+    at_q: Tensor
+    dim: int
 
 
 def refine_depth(
@@ -32,39 +54,139 @@ def refine_depth(
     masks: Tensor,  # [F, H, W] 0..1
     K: Tensor,  # [3, 3] pixels
     reach: float = 12.0,  # pixels
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,  # counts frames
 ) -> Tensor:  # [F, H, W] metres; 0 = unknown
     """The depth that agrees with the normals, frame by frame."""
-    refined = []
-    for f in range(len(depth)):
-        refined.append(_refine_frame(depth[f], normals[f], masks[f] > 0.5, K, reach))
-        if on_step:
-            on_step(f + 1, len(depth))
-    return torch.stack(refined)
-
-
-def _refine_frame(
-    depth: Tensor, normals: Tensor, inside: Tensor, K: Tensor, reach: float
-) -> Tensor:
+    inside = masks > 0.5
     known = inside & depth.isfinite() & (depth > 0)
+    refined = torch.zeros_like(depth, dtype=torch.float32)
     if not known.any():
-        return torch.zeros_like(depth)
-    middle = depth[known].median()
-    start = torch.where(known, depth, middle)
-    across = _pairs(normals, inside, known, start, K, dim=1)
-    down = _pairs(normals, inside, known, start, K, dim=0)
-    reached = known.clone()  # pixels that no chain of pairs ties to a known depth stay unknown
-    for _ in range(sum(depth.shape)):
-        grown = reached.clone()
-        for (_, _, tied), dim in ((across, 1), (down, 0)):
-            a, b = _first(reached, dim), _second(reached, dim)
-            _first(grown, dim).logical_or_(b & tied)
-            _second(grown, dim).logical_or_(a & tied)
-        if torch.equal(grown, reached):
+        return refined
+    rays = unproject_depth(torch.ones_like(depth[:1]), K)
+    normals = normals.float().nan_to_num(0, 0, 0)
+    unit = F.normalize(normals, dim=1) * (normals.norm(dim=1, keepdim=True) > FAINT)
+    rows, columns = (_span(inside.any(0).any(d)) for d in (1, 0))  # nobody solves for background
+    size = (rows.stop - rows.start) * (columns.stop - columns.start)
+    step = max(1, CHUNK_PIXELS.get(depth.device.type, 1 << 18) // size)
+    for f in range(0, len(depth), step):
+        part = (slice(f, f + step), ..., rows, columns)
+        refined[part] = _refine(
+            depth[part].float(), unit[part], inside[part], known[part],
+            rays[..., rows, columns], reach, float(K[0, 0]),
+            (lambda f=f: on_step(f, len(depth))) if on_step else lambda: None,
+        )  # fmt: skip
+    if on_step:
+        on_step(len(depth), len(depth))
+    return refined
+
+
+def smoothed_normals(
+    depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
+    masks: Tensor,  # [F, H, W] 0..1
+    K: Tensor,  # [3, 3] pixels
+    reach: float,  # pixels, as `refine_depth` gets it
+) -> Tensor:  # [F, 3, H, W] unit, towards the camera; 0 = unknown
+    """The depth's own normals without its noise and steps, for where nothing better is given.
+
+    A plane n . P = c has 1/z = (n / c) . ray, linear in the picture: the slopes of 1/z are averaged,
+    which stairs of a few grey levels do not bend as they bend an average of normals. Small holes get
+    the slopes around them.
+    """
+    sigma = SMOOTHING * reach
+    inside = masks > 0.5
+    known = inside & depth.isfinite() & (depth > 0)
+    rays = unproject_depth(torch.ones_like(depth[:1]), K)
+    normals = normals_from_depth(rays * torch.where(known, depth, 0.0).float()[:, None], known)
+    across = (normals * rays).sum(1)
+    weights = (known & (across.abs() > GRAZING_COSINE * rays.norm(dim=1))).float()
+    slopes = torch.where(weights[:, None] > 0, (normals / (across * depth)[:, None])[:, :2], 0.0)
+    share = _blur(weights[:, None], sigma)
+    slopes = _blur(slopes, sigma) / share.clamp(min=1e-6)
+    told = inside & (share[:, 0] > 1e-3)
+    ties = [_first(told, dim) & _second(told, dim) for dim in (-1, -2)]
+    z, told = _grown(torch.where(known, depth, 0.0).float(), known, ties, lambda: None)
+    last = 1 / z.clamp(min=1e-6) - (slopes * rays[:, :2]).sum(1)
+    return -F.normalize(torch.cat([slopes, last[:, None]], 1), dim=1) * told[:, None]
+
+
+def decode_normals(
+    pictures: Tensor,  # [F, 3, H, W] 0..1
+    right: float,  # 1 = red grows to the right, -1 = to the left
+    up: float,  # 1 = green grows upwards, -1 = downwards
+) -> Tensor:  # [F, 3, H, W] camera axes: x right, y down, z away
+    """Normal colours to vectors; mid grey (no normal) becomes a short one."""
+    n = 2 * pictures - 1
+    return n * n.new_tensor([right, -up, -1.0])[:, None, None]
+
+
+def likelier_axes(
+    given: Tensor,  # [F, 3, H, W] camera axes
+    surface: Tensor,  # [F, 3, H, W] the depth's own
+    inside: Tensor,  # [F, H, W] bool
+) -> tuple[float, float, bool]:
+    """By what to multiply right and up (1 or -1) to agree with the depth; whether most face away."""
+    both = inside & (given.norm(dim=1) > FAINT) & (surface.norm(dim=1) > FAINT)
+    if not both.any():
+        return 1.0, 1.0, False
+    a, b = (torch.stack([t[:, i][both] for i in range(3)]) for t in (given, surface))
+    signs = [
+        -1.0 if float(torch.corrcoef(torch.stack([a[i], b[i]]))[0, 1]) < CONTRARY else 1.0
+        for i in (0, 1)
+    ]
+    return signs[0], signs[1], bool((a[2] > 0).float().mean() > 0.5)
+
+
+def _blur(t: Tensor, sigma: float) -> Tensor:  # [F, C, H, W]
+    half = max(1, round(2.5 * sigma))
+    x = torch.arange(-half, half + 1, device=t.device, dtype=t.dtype)
+    bell = torch.exp(-0.5 * (x / sigma) ** 2)
+    bell = (bell / bell.sum()).expand(t.shape[1], 1, 1, -1)
+    t = F.conv2d(t, bell, padding=(0, half), groups=t.shape[1])
+    return F.conv2d(t, bell.mT, padding=(half, 0), groups=t.shape[1])
+
+
+def _span(used: Tensor) -> slice:
+    places = used.nonzero()[:, 0]
+    return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _refine(
+    depth: Tensor, normals: Tensor, inside: Tensor, known: Tensor, rays: Tensor, reach: float,
+    focal: float, on_look: Callable[[], None],
+) -> Tensor:  # fmt: skip
+    told = [_told(normals, inside, dim) for dim in (-1, -2)]
+    start, reached = _grown(torch.where(known, depth, 0.0), known, told, on_look)
+    pairs = [
+        _pairs(normals, t, known, start, rays, focal, d)
+        for t, d in zip(told, (-1, -2), strict=True)
+    ]
+    solved = _conjugate_gradients(start, known, reached, pairs, reach, on_look)
+    return torch.where(reached, solved, 0.0)
+
+
+def _told(normals: Tensor, inside: Tensor, dim: int) -> Tensor:
+    """Neighbours along an axis that both have a normal."""
+    good = inside & (normals.norm(dim=1) > FAINT)
+    return _first(good, dim) & _second(good, dim)
+
+
+def _grown(
+    depth: Tensor, known: Tensor, told: list[Tensor], on_look: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """Unknown pixels take the depth of the nearest known one that normals tie them to, so that those
+    between two surfaces fall to one of them; what nothing ties to a depth stays unknown."""
+    depth, reached = depth.clone(), known.clone()
+    for _ in range(sum(known.shape[-2:])):
+        on_look()
+        before = reached.clone()
+        for dim, tie in zip((-1, -2), told, strict=True):
+            for take, give in ((_first, _second), (_second, _first)):
+                new = tie & give(before, dim) & ~take(reached, dim)
+                take(depth, dim)[new] = give(depth, dim)[new]
+                take(reached, dim)[new] = True
+        if torch.equal(before, reached):
             break
-        reached = grown
-    z = _conjugate_gradients(start, known, reached, (across, down), reach)
-    return torch.where(reached, z, 0.0)
+    return depth, reached
 
 
 def _first(t: Tensor, dim: int) -> Tensor:
@@ -76,80 +198,71 @@ def _second(t: Tensor, dim: int) -> Tensor:
 
 
 def _pairs(
-    normals: Tensor, inside: Tensor, known: Tensor, start: Tensor, K: Tensor, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For neighbours p, q along an axis: n . ray(p), n . ray(q), and whether the pair counts."""
-    rays = unproject_depth(torch.ones_like(start)[None], K)[0]
-    p, q = _first(normals, dim + 1), _second(normals, dim + 1)
-    told = (p.norm(dim=0) > FAINT) & (q.norm(dim=0) > FAINT)
-    n = F.normalize(F.normalize(p, dim=0) + F.normalize(q, dim=0), dim=0)
-    near = torch.minimum(_first(start, dim), _second(start, dim))
-    jump = (_second(start, dim) - _first(start, dim)).abs() > EDGE_JUMP * near
-    jump &= _first(known, dim) & _second(known, dim)
-    counts = told & ~jump & _first(inside, dim) & _second(inside, dim)
-    at_p, at_q = ((n * _first(rays, dim + 1)).sum(0), (n * _second(rays, dim + 1)).sum(0))
-    return at_p * counts, at_q * counts, counts
+    normals: Tensor,
+    told: Tensor,
+    known: Tensor,
+    start: Tensor,
+    rays: Tensor,
+    focal: float,
+    dim: int,
+) -> _Pairs:
+    """How much neighbours along an axis count; not across depth jumps."""
+    n = F.normalize(_first(normals, dim) + _second(normals, dim), dim=1)
+    p, q = _first(start, dim), _second(start, dim)
+    # Between a surface and what was guessed from another, less is a jump than between two depths.
+    steep = min(EDGE_JUMP, max(ONE_SURFACE, math.sqrt(1 / GRAZING_COSINE**2 - 1) / focal))
+    both = _first(known, dim) & _second(known, dim)
+    counts = told & ((q - p).abs() <= torch.where(both, EDGE_JUMP, steep) * torch.minimum(p, q))
+    at_p, at_q = ((n * r).sum(1) * counts for r in (_first(rays, dim), _second(rays, dim)))
+    return _Pairs(at_p, at_q, dim)
 
 
 def _conjugate_gradients(
-    start: Tensor, known: Tensor, free: Tensor, pairs: tuple, reach: float
+    start: Tensor,  # [F, H, W] metres
+    known: Tensor,  # [F, H, W] bool
+    free: Tensor,  # [F, H, W] bool
+    pairs: list[_Pairs],
+    reach: float,
+    on_look: Callable[[], None],
 ) -> Tensor:
-    """Jacobi-preconditioned, in the depth's difference from its middle, in float64."""
-    middle = start[known].median().double()
-    data = known.double()
+    """What has to be added to the start, Jacobi-preconditioned; every frame with its own steps."""
+    data, free = known.float(), free.float()
 
     def apply(z: Tensor) -> Tensor:
         out = data * z
-        for dim, (at_p, at_q, _) in zip((1, 0), pairs, strict=True):
+        for at_p, at_q, dim in pairs:
             step = reach**2 * (at_q * _second(z, dim) - at_p * _first(z, dim))
             _second(out, dim).add_(at_q * step)
             _first(out, dim).sub_(at_p * step)
-        return out
+        return out.mul_(free)
 
     diagonal = data.clone()
-    for dim, (at_p, at_q, _) in zip((1, 0), pairs, strict=True):
+    for at_p, at_q, dim in pairs:
         _second(diagonal, dim).add_(reach**2 * at_q.square())
         _first(diagonal, dim).add_(reach**2 * at_p.square())
-    inverse = torch.where(free, 1 / diagonal.clamp(min=1e-12), 0.0)
-    z = torch.where(free, start.double(), 0.0)
-    goal = data * z
-    residual = (goal - apply(z)) * free
+    inverse = free / diagonal.clamp(min=1e-12)
+    residual = data * start * free - apply(start * free)
+    added = torch.zeros_like(start)
     direction = inverse * residual
-    product = (residual * direction).sum()
+    product = _dot(residual, direction)
     # Metres of error that stay, against the size of the performer.
-    enough = TOLERANCE**2 * (goal - data * middle).square().sum().clamp(min=1e-12)
-    for _ in range(STEPS):
-        if residual.square().sum() <= enough:
-            break
-        ahead = apply(direction) * free
-        step = product / (direction * ahead).sum().clamp(min=1e-300)
-        z = z + step * direction
-        residual = residual - step * ahead
+    middle = (data * start).sum((1, 2)) / data.sum((1, 2)).clamp(min=1)
+    size = (data * (start - middle[:, None, None])).square().sum((1, 2))
+    enough = TOLERANCE**2 * size.clamp(min=1e-12)
+    for round_ in range(STEPS):
+        if round_ % EVERY == 0:
+            on_look()
+            if (_dot(residual, residual) <= enough).all():
+                break
+        ahead = apply(direction)
+        step = product / _dot(direction, ahead).clamp(min=1e-30)
+        added += step[:, None, None] * direction
+        residual -= step[:, None, None] * ahead
         scaled = inverse * residual
-        product, before = (residual * scaled).sum(), product
-        direction = scaled + product / before * direction
-    return z.float()
+        product, before = _dot(residual, scaled), product
+        direction = scaled + (product / before.clamp(min=1e-30))[:, None, None] * direction
+    return start + added
 
 
-WINDOW = 5
-LEAST = 0.01
-"""Share of the depth: differences below it are one surface."""
-COMPANY = 0.35
-"""Share of the known neighbourhood that must lie on a pixel's surface: a straight edge has half, a
-line of pixels that floats along an edge a fifth."""
-
-
-def without_floaters(
-    depth: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown
-    masks: Tensor,  # [F, H, W] 0..1
-) -> Tensor:  # [F, H, W] metres; 0 = unknown or dropped
-    """Drops pixels that have too little company at their depth: what floats between two surfaces."""
-    cleaned = []
-    for z, mask in zip(depth, masks, strict=True):
-        known = (mask > 0.5) & z.isfinite() & (z > 0)
-        values = F.pad(torch.where(known, z, torch.inf), (WINDOW // 2,) * 4, value=torch.inf)
-        near = values.unfold(0, WINDOW, 1).unfold(1, WINDOW, 1).flatten(2)
-        company = ((near - z[..., None]).abs() < LEAST * z[..., None]).sum(-1)
-        lonely = company < COMPANY * near.isfinite().sum(-1)
-        cleaned.append(torch.where(known & ~lonely, z, 0.0))
-    return torch.stack(cleaned)
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # [F]
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))

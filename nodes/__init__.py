@@ -2,20 +2,37 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cameras, conditions, depth, embedded, geometry, human, sampler, views
+from . import (
+    annotators,
+    body,
+    cameras,
+    cloud,
+    conditions,
+    depth,
+    embedded,
+    geometry,
+    human,
+    sampler,
+    views,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *views.NODES,
     *human.NODES,
+    *annotators.NODES,
     *depth.NODES,
     *geometry.NODES,
     *cameras.NODES,
     *conditions.NODES,
+    *body.NODES,
+    *cloud.NODES,
     *sampler.NODES,
 ]
 
 
 class TurnaroundExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        embedded.register()  # not in on_load: ComfyUI 0.3.75 never calls it
+        # Not in on_load: ComfyUI 0.3.75 never calls it.
+        embedded.register()
+        annotators.register()
         return NODES

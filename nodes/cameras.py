@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..models.body import Body
 from ..models.cameras import (
     LONE_DISTANCE,
     Rig,
@@ -25,7 +26,7 @@ from ..models.points import OrientedPoints
 from ..models.rig_files import rig_from_text
 from ..models.views import snap_size
 from . import run
-from .sockets import CLOUD, RIG
+from .sockets import BODY, CLOUD, RIG
 
 CATEGORY = "Turnaround/3 cameras"
 RIG_FILES = (".json", ".toml", ".txt", ".xml")
@@ -75,10 +76,12 @@ class OrbitRig(io.ComfyNode):
                                "60 = wide."),
                 io.Float.Input("distance", default=0.0, min=0.0, max=100.0, step=0.05,
                                tooltip="Metres from the performer; 0 = so that the whole performer "
-                               "fits, plus 12 percent (needs 'cloud'; without, 3.2 m)."),
+                               "fits, plus 12 percent (needs 'cloud' or 'body'; without, 3.2 m)."),
                 *size_inputs(192, 240),
                 CLOUD.Input("cloud", optional=True,
                             tooltip="The performer, to frame; from Performer Geometry."),
+                BODY.Input("body", optional=True,
+                           tooltip="Or a body to frame, from Sample Body or another body node."),
             ],
             outputs=[RIG.Output(display_name="rig", tooltip="The cameras.")],
             hidden=[io.Hidden.unique_id],
@@ -87,7 +90,7 @@ class OrbitRig(io.ComfyNode):
     @classmethod
     def execute(
         cls, views, start_azimuth, span, elevation, layers, layer_step, fov, distance, width,
-        height, cloud: OrientedPoints | None = None,
+        height, cloud: OrientedPoints | None = None, body: Body | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         width, height = _snapped_size(cls, width, height)
         fov = math.radians(fov)
@@ -101,12 +104,13 @@ class OrbitRig(io.ComfyNode):
         )
         if distance == 0:
             distance = LONE_DISTANCE
-            if cloud is not None:
-                # One distance for all rings: the ring that needs most space decides.
-                extent = cloud.extent()
+            extents = [shape.extent() for shape in (cloud, body) if shape is not None]
+            if extents:
+                # One distance for all rings: the ring, and the shape, that need most space decide.
                 distance = max(
                     framing_distance(*extent, fov, width, height, ring)
                     for ring in set(elevations.tolist())
+                    for extent in extents
                 )
         return io.NodeOutput(orbit_rig(azimuths, elevations, distance, fov, width, height))
 

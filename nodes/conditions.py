@@ -2,13 +2,12 @@
 
 from typing import get_args
 
-import comfy.model_management as mm
 from comfy_api.latest import io
 
 from ..models.cameras import Rig
 from ..models.geometry import (
     GROUNDS,
-    SEEN_BYTE,
+    SEEN,
     BackColors,
     BackNormals,
     Look,
@@ -70,7 +69,7 @@ class RenderConditions(io.ComfyNode):
         normals_space="target camera", view_vector="per point", background="grey",
     ) -> io.NodeOutput:  # fmt: skip
         look = Look(back_colors, back_normals, normals_space, view_vector, background)
-        drawn = render_conditions(cloud, rig, look, run.progress(1), mm.get_torch_device())
+        drawn = render_conditions(cloud, rig, look, run.progress(1), run.drawing_device())
         body = drawn.visibility > 0
         if not body.any():
             raise ValueError(
@@ -79,7 +78,7 @@ class RenderConditions(io.ComfyNode):
             )
         blind = body.flatten(1).any(1).logical_not().nonzero()[:, 0].tolist()
         run.say(cls, f"views {blind} see nothing of the performer" if blind else "")
-        seen = drawn.visibility == SEEN_BYTE
+        seen = drawn.visibility == SEEN
         shown = drawn.visibility[:, :, None].expand(-1, -1, 3, -1, -1)
         return io.NodeOutput(
             Views(drawn.partial, seen, rig, cloud.fps),

@@ -25,7 +25,7 @@ from ..models.human_frames import (
     to_openpose,
 )
 from ..models.human_net import CROP, HumanNet, human_layout
-from ..models.views import Views
+from ..models.views import Views, as_pictures
 from . import run
 from .sockets import VIEWS
 from .views import frames_to_image, image_to_frames
@@ -200,7 +200,7 @@ def _clip(video: Views | None, images, fov: float):
             )
         if video.frames.shape[2] != 3:
             raise ValueError("'video' carries depth, not colour: connect the clip itself.")
-        pictures, rig, fps = video.frames[0].float(), video.rig, video.fps
+        pictures, rig, fps = as_pictures(video, 0), video.rig, video.fps
     elif images is not None:
         pictures, rig, fps = image_to_frames(images).float(), None, 16.0
     else:
@@ -241,18 +241,18 @@ def overlay(pictures: Tensor, humans: Humans) -> Tensor:  # [F, 3, H, W]
         pen = ImageDraw.Draw(image)
         for n, (a, b) in enumerate(OPENPOSE_BONES):
             if min(c[a], c[b]) >= SURE:
-                pen.line([*xy[a], *xy[b]], fill=_hue(n / len(OPENPOSE_BONES)), width=width)
-        drawn.append(_pixels(image))
+                pen.line([*xy[a], *xy[b]], fill=hue(n / len(OPENPOSE_BONES)), width=width)
+        drawn.append(pixels_of(image))
     return torch.stack(drawn)
 
 
-def _hue(share: float) -> tuple[int, int, int]:
+def hue(share: float) -> tuple[int, int, int]:
     """The rainbow that pose pictures use."""
     phases = (math.cos(2 * math.pi * (share - shift)) for shift in (0, 1 / 3, 2 / 3))
     return tuple(round(255 * min(1.0, max(0.0, 0.5 + p))) for p in phases)
 
 
-def _pixels(image: Image.Image) -> Tensor:  # [3, H, W] 0..1
+def pixels_of(image: Image.Image) -> Tensor:  # [3, H, W] 0..1
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, 3).movedim(-1, 0).float() / 255
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import comfy.model_management as mm
 import comfy.utils
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -31,6 +32,12 @@ def progress(total: int) -> Progress:
         bar.update_absolute(done, total, image)
 
     return on_step
+
+
+def drawing_device() -> torch.device:
+    """Where points and meshes are drawn: other accelerators lack the whole numbers it needs."""
+    device = mm.get_torch_device()
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def say(node: type, text: str) -> str:

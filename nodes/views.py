@@ -72,12 +72,12 @@ class SamplePerformer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "performer",
-                    options=_unseen_first(bank.characters, 0),
+                    options=unseen_first(bank.characters, 0),
                     tooltip="Whose body. 'unseen' ones are new to the embedded models.",
                 ),
                 io.Combo.Input(
                     "motion",
-                    options=_unseen_first(bank.motions, 1),
+                    options=unseen_first(bank.motions, 1),
                     tooltip="What the performer does (motion capture).",
                 ),
                 io.Int.Input("frames", default=13, min=1, max=241, step=4,
@@ -120,7 +120,7 @@ class SamplePerformer(io.ComfyNode):
         return io.NodeOutput(video, depth, Views(truth.frames, truth.masks, rig, SAMPLE_FPS))
 
 
-def _unseen_first(names: tuple[str, ...], part: int) -> list[str]:
+def unseen_first(names: tuple[str, ...], part: int) -> list[str]:
     """The test split first, marked; then the rest."""
     unseen = performer.SPLITS["test"][part]
     return [f"{n} (unseen)" for n in unseen] + [n for n in names if n not in unseen]
@@ -491,7 +491,7 @@ LABEL_LENGTH = 40
 """Characters of a camera's name that go into a file name; file systems stop at 255 bytes."""
 
 
-def _check_prefix(prefix: str) -> None:
+def check_prefix(prefix: str) -> None:
     path = Path(prefix)
     if not prefix.strip(" ./\\") or path.is_absolute() or ".." in path.parts:
         raise ValueError(
@@ -523,7 +523,7 @@ class SaveViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, views: Views, filename_prefix: str, quality: int) -> io.NodeOutput:
-        _check_prefix(filename_prefix)
+        check_prefix(filename_prefix)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -10,34 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGSHIP = ROOT / "workflows" / "01_performer_turnaround.json"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--use-gl=angle",
-    "--use-angle=swiftshader", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-quic", "--no-first-run",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def page(server):
-    executable = next((shutil.which(b) for b in BROWSERS if shutil.which(b)), None)
-    if executable is None:
-        pytest.skip("no Chromium on this machine: the browser tests are left out")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1800, "height": 1000})
-        page.problems = []
-        page.on(
-            "console",
-            lambda m: page.problems.append(f"{m.text} {m.location}") if m.type == "error" else None,
-        )
-        page.on("pageerror", lambda e: page.problems.append(str(e.stack or e)))
-        page.goto(server.url, wait_until="load", timeout=60_000)
-        page.wait_for_function("() => window.app?.graph && window.app.canvas", timeout=60_000)
-        yield page
-        browser.close()
+def page(open_page):
+    page = open_page()
+    yield page
+    page.close()
 
 
 def test_template_runs_by_clicking(page, server, tmp_path):

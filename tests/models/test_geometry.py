@@ -310,3 +310,20 @@ def test_background_is_as_asked(ground, byte):
     empty = drawn.visibility[0, 0] == 0
     for picture in (drawn.partial[0, 0], drawn.normals[0, 0]):
         assert (picture[:, empty] == byte).all()
+
+
+def test_a_broken_optional_package_leaves_the_drawing_to_torch(monkeypatch):
+    def broken(*_):
+        raise OSError("no compiler")
+
+    monkeypatch.setitem(DRAW, "numba", broken)
+    geometry._works.cache_clear()
+    assert geometry.fastest_backend(torch.device("cpu")) == "torch"
+    assert (render_conditions(front_half(count=50), rig(0)).visibility == SEEN).any()
+    geometry._works.cache_clear()
+
+
+def test_the_compiled_way_is_taken_where_it_works():
+    pytest.importorskip("numba")
+    geometry._works.cache_clear()
+    assert geometry.fastest_backend(torch.device("cpu")) == "numba"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import folder_paths
 import pytest
 import torch
+from turnaround.models.body import Body
 from turnaround.models.cameras import Rig, intrinsics, orbit_rig, project
 from turnaround.models.points import OrientedPoints
 from turnaround.models.rig_files import rig_to_transforms_json
@@ -89,6 +90,17 @@ def test_orbit_frames_the_cloud_from_every_ring(body, widgets):
     # It fills a fair share of the picture in the ring that decides.
     assert ((pixels - size / 2).abs() / (size / 2)).max() > 0.75
     torch.testing.assert_close(rig.centers.norm(dim=1), rig.centers[:1].norm().expand(8))
+
+
+def test_orbit_frames_a_body_too():
+    vertices = torch.tensor([[[-0.4, -0.9, 0.1], [0.4, 0.9, 0.1], [0.0, 0.9, -0.2]]])
+    shape = Body(vertices, torch.tensor([[0, 1, 2]]), vertices[0])
+    rig = orbit(distance=0.0, body=shape)
+    for K, T in zip(rig.K, rig.T_camera_world, strict=True):
+        camera = vertices[0] @ T[:3, :3].T + T[:3, 3]
+        x, y = ((camera @ K.T)[:, :2] / camera[:, 2:]).unbind(1)
+        assert x.min() > 0 and x.max() < rig.width and y.min() > 0 and y.max() < rig.height
+    assert float(rig.centers.norm(dim=1).max()) < 5  # and not from far away
 
 
 def test_orbit_without_a_cloud_stands_at_the_usual_distance():

@@ -71,7 +71,7 @@ def test_exact_depth_gives_points_depth_and_no_note():
 def test_performer_is_the_clip_with_the_mask_that_was_used():
     _, masks = ball()
     video = clip(masks=False)
-    *_, performer = PerformerGeometry.execute(
+    *_, performer, _ = PerformerGeometry.execute(
         video, "metres", math.degrees(FOV), 1.0, 1, mask=masks
     ).result
     assert torch.equal(performer.frames, video.frames)
@@ -168,8 +168,8 @@ def test_conditions_are_views_of_the_rig():
     for views in (partial, normals, visibility):
         assert views.frames.shape == (2, FRAMES, 3, 40, 32) and len(views.rig) == 2
     assert depth.frames.shape == (2, FRAMES, 1, 40, 32)
-    assert torch.isin(visibility.frames, torch.tensor([0.0, 0.5, 1.0])).all()
-    assert torch.equal(visibility.masks, (visibility.frames[:, :, 0] == 1).float())
+    assert torch.isin(visibility.frames, torch.tensor([0, 128, 255])).all()
+    assert torch.equal(visibility.masks, visibility.frames[:, :, 0] == 255)
     assert partial.masks[0].sum() > 0 and partial.masks[1].sum() == 0
 
 

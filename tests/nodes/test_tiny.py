@@ -42,7 +42,7 @@ def turnaround():
         weights = embedded.TINY / "model_patches" / "turnaround_tiny_sync.safetensors"
         sync = patch.load_sync(str(weights))
         video, depth, _ = performer()
-        cloud, _, _, clip = geometry.PerformerGeometry.execute(
+        cloud, _, _, clip, _ = geometry.PerformerGeometry.execute(
             video, "near is white", 40.0, 1.7, 1, depth_views=depth
         ).args
         rig = cameras.OrbitRig.execute(
