@@ -22,7 +22,7 @@ ROUNDS = 12
 HUBER = 1.345
 """Huber's constant for 95 % efficiency on clean Gaussian errors, in standard deviations."""
 FARTHEST = 3.0
-"""Standard deviations beyond which a point is left out, in the second half of the rounds."""
+"""Standard deviations beyond which a point is left out."""
 EXACT = 1e-4
 """Metres: errors below it are all the same, so that rounding makes no outliers."""
 MAD_TO_DEVIATION = 1.4826
@@ -30,6 +30,9 @@ FEWEST = 8
 """Points in a frame below which its line comes from its neighbours alone."""
 SAMPLES = 8192
 """Points of a frame that are looked at, by chance: two numbers need no more."""
+TRIES, JUDGES = 200, 500
+"""Lines through two points by chance, and points that judge them: where half of the points are bad,
+200 pairs hold some 50 of two good ones."""
 NEAREST, FARTHEST_METRES = 0.05, 1000.0
 FLAT = 1e-6
 """Values that differ by less than this share of their size have no shape."""
@@ -129,11 +132,12 @@ def _robust_lines(
     inverse: bool,
     steadiness: float,
 ) -> tuple[Tensor, Tensor]:  # [F], [F]
-    """Huber's weights first, then only what lies near."""
+    """From what most points agree on: Huber's weights for what lies near."""
     wanted = 1 / z if inverse else z
     spots = _percentiles(d[chosen], (0.1, 0.9))
-    weights, fitted = chosen.double(), z[chosen].median().expand_as(z)
-    for round_ in range(ROUNDS):
+    fitted = z[chosen].median().expand_as(z)
+    weights = _agreed(d, wanted, chosen, EXACT / fitted[0, 0] ** 2 if inverse else EXACT)
+    for _ in range(ROUNDS):
         # An error e of 1/z is one of e z^2 metres; z as fitted, for a wrong target must not weigh.
         unit = fitted.square() if inverse else torch.ones_like(z)
         scale, shift = _solve(d, wanted, weights * unit.square(), chosen, spots, steadiness)
@@ -141,11 +145,34 @@ def _robust_lines(
         away = ((line - wanted) * unit).abs()
         spread = (MAD_TO_DEVIATION * away[chosen].median()).clamp(min=EXACT)
         weights = chosen * (HUBER * spread / away.clamp(min=1e-12)).clamp(max=1.0)
-        if round_ >= ROUNDS // 2:
-            weights = weights * (away <= FARTHEST * spread)
+        # Far off in depth, even Huber's weight would turn the line.
+        weights = weights * (away <= FARTHEST * spread)
         if inverse:
             fitted = 1 / line.clamp(min=1 / FARTHEST_METRES)
     return scale, shift
+
+
+def _agreed(d: Tensor, wanted: Tensor, chosen: Tensor, exact: float) -> Tensor:  # [F, n]
+    """1 for the points near the line that at least half of them are nearest to (least median).
+
+    A coarse mask takes in some background; so far off in depth, it turns any line that starts out
+    from all points.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = chosen.double()
+    for f in (chosen.sum(1) >= FEWEST).nonzero()[:, 0].tolist():
+        x, y = d[f, chosen[f]], wanted[f, chosen[f]]
+        some = torch.randint(len(x), (2, TRIES), generator=generator).to(x.device)
+        apart = x[some[0]] - x[some[1]]
+        slope = (y[some[0]] - y[some[1]]) / torch.where(apart == 0, torch.inf, apart)
+        offset = y[some[0]] - slope * x[some[0]]
+        judges = slice(None, None, max(1, len(x) // JUDGES))
+        medians = (slope * x[judges, None] + offset - y[judges, None]).abs().median(0).values
+        best = medians.argmin()
+        away = (slope[best] * x + offset[best] - y).abs()
+        near = away <= FARTHEST * (MAD_TO_DEVIATION * medians[best]).clamp(min=exact)
+        weights[f, chosen[f]] = near.double()
+    return weights
 
 
 def _percentiles(values: Tensor, shares: tuple[float, ...]) -> Tensor:

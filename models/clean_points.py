@@ -227,7 +227,7 @@ def stage_pictures(
             "normals": torch.where(known, normals, 0.5),
             "normals kept": torch.where(kept, normals, 0.5),
         }
-        shown = [label_pictures(_tile(t), [name]) for name, t in tiles.items()]
+        shown = [label_pictures(_tile(t).cpu(), [name]) for name, t in tiles.items()]
         rows.append(torch.cat([*shown, _fate_picture(surface.fate[part])], 3))
     return torch.cat(rows)
 
@@ -251,10 +251,10 @@ def _tile(pictures: Tensor) -> Tensor:
 
 def _fate_picture(fate: Tensor) -> Tensor:  # [1, h, w] -> [1, 3, TILE, w]
     """What became of every pixel, and what the colours mean."""
-    palette = torch.zeros(max(FATES) + 1, 3, device=fate.device)
+    palette = torch.zeros(max(FATES) + 1, 3)
     for number, (_, color) in FATES.items():
         palette[number] = palette.new_tensor(color)
-    picture = _tile(palette[fate.long()].movedim(-1, 1))
+    picture = _tile(palette[fate.long().cpu()].movedim(-1, 1))
     for line, (name, color) in enumerate(FATES.values()):
         below = picture[..., line * TILE // 14 :, :]
         words = label_pictures(torch.zeros_like(below), [name]) / 0.65

@@ -16,7 +16,7 @@ BLOCK = 1024
 """Points projected at once: five numbers each stay in the innermost cache."""
 EMPTY = np.int64(np.iinfo(np.int64).max)
 f32 = np.float32
-HALF, ONE, ZERO, ROOT_2 = f32(0.5), f32(1), f32(0), f32(2**0.5)
+HALF, ONE, TWO, ZERO, ROOT_2 = f32(0.5), f32(1), f32(2), f32(0), f32(2**0.5)
 SEEN, UNSEEN_SIDE = np.uint32(255), np.uint32(128)
 
 
@@ -43,7 +43,7 @@ def _project(start, count, x, y, z, radii, M, focal, limits, u, v, depth, reach)
 def _scatter(first, count, width, height, limits, keys, u, v, depth, bits, reach):
     """Keep the smallest (depth, point) key at every pixel centre that a splat covers."""
     stride = np.uint64(width + 2 * PAD)
-    one = np.uint64(1)
+    one, two = np.uint64(1), np.uint64(2)
     near, w, h = limits[0], f32(width), f32(height)
     for j in range(count):
         x, y, r = u[j], v[j], reach[j]
@@ -54,15 +54,17 @@ def _scatter(first, count, width, height, limits, keys, u, v, depth, bits, reach
         cells = np.int64(np.ceil(r + r))
         dx0, dy, limit = f32(left) + HALF - x, f32(top) + HALF - y, r * r
         row = np.uint64((top + PAD) * (width + 2 * PAD) + left + PAD)
-        if cells == 2:
-            # The usual case, without loops.
-            near_x, far_x = dx0 * dx0, (dx0 + ONE) * (dx0 + ONE)
-            upper, lower = limit - dy * dy, limit - (dy + ONE) * (dy + ONE)
-            below = row + stride
-            keys[row] = min(keys[row], key if near_x <= upper else EMPTY)
-            keys[row + one] = min(keys[row + one], key if far_x <= upper else EMPTY)
-            keys[below] = min(keys[below], key if near_x <= lower else EMPTY)
-            keys[below + one] = min(keys[below + one], key if far_x <= lower else EMPTY)
+        if cells <= 3:
+            # The usual cases, without loops: the pixels of a row are written side by side.
+            x0, x1, x2 = dx0 * dx0, (dx0 + ONE) * (dx0 + ONE), (dx0 + TWO) * (dx0 + TWO)
+            for _ in range(cells):
+                rest = limit - dy * dy
+                keys[row] = min(keys[row], key if x0 <= rest else EMPTY)
+                keys[row + one] = min(keys[row + one], key if x1 <= rest else EMPTY)
+                if cells == 3:
+                    keys[row + two] = min(keys[row + two], key if x2 <= rest else EMPTY)
+                dy += ONE
+                row += stride
             continue
         for _ in range(cells):
             rest, dx, place = limit - dy * dy, dx0, row

@@ -19,7 +19,13 @@ from ..models.clean_points import smeared
 from ..models.depth import depth_at, grey_depth, without_blanks
 from ..models.geometry import encode_normals
 from ..models.points import OrientedPoints, normals_from_depth, unproject_depth
-from ..models.refine_depth import decode_normals, likelier_axes, refine_depth, smoothed_normals
+from ..models.refine_depth import (
+    decode_normals,
+    likelier_axes,
+    refine_depth,
+    smoothed_normals,
+    unit_normals,
+)
 from ..models.views import Views, label_pictures
 from . import run
 from .geometry import CATEGORY, depth_of, fit_mask, fit_pictures
@@ -210,9 +216,10 @@ class RefineDepth(io.ComfyNode):
             notes.insert(0, f"the depth moved by {100 * float(moved.median()):.1f} cm (median)")
         note = run.say(cls, "; ".join(notes))
         after = _surface(refined, masks, K)
-        tiles = {"before": before, "normals": given, "after": after}
+        leading = unit_normals(given) * (masks > 0.5)[:, None]
+        tiles = {"before": before, "normals": leading, "after": after}
         back = mm.intermediate_device()
-        shown = _side_by_side({name: _colours(n).to(back) for name, n in tiles.items()})
+        shown = _side_by_side({name: _colours(n).cpu() for name, n in tiles.items()})
         out = Views(refined[None, :, None].to(back), masks[None].to(back), rig, depth_views.fps)
         return io.NodeOutput(out, shown, note)
 
@@ -326,8 +333,7 @@ def _surface(depth: Tensor, masks: Tensor, K: Tensor) -> Tensor:  # [F, 3, H, W]
 
 
 def _colours(normals: Tensor) -> Tensor:  # [F, 3, H, W]
-    unit = torch.nn.functional.normalize(normals.nan_to_num(0, 0, 0), dim=1)
-    return encode_normals(unit.movedim(1, -1)).movedim(-1, 1)
+    return encode_normals(normals.movedim(1, -1)).movedim(-1, 1)
 
 
 NODES: list[type[io.ComfyNode]] = [AlignDepth, RefineDepth]

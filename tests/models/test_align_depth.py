@@ -52,6 +52,16 @@ def test_a_fifth_of_wrong_points_hardly_moves_the_result(inverse):
     assert float((found.metres - metres).abs().mean()) < 0.005
 
 
+def test_background_that_a_coarse_mask_takes_in_does_not_turn_the_line(inverse):
+    metres, values, scale, shift = clip(inverse)
+    wall = ((1 / 8 if inverse else 8) - shift) / scale
+    torch.manual_seed(0)
+    spoilt = torch.where(torch.rand_like(metres) < 0.15, wall[:, None, None], values)
+    found = align_depth(spoilt, metres, torch.ones_like(metres), inverse, steadiness=0)
+    torch.testing.assert_close(found.scale, scale, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.shift, shift, rtol=0, atol=1e-3)
+
+
 def test_values_that_fall_with_depth_are_found_by_a_negative_scale():
     metres, values, *_ = clip(False)
     found = align_depth(-values, metres, torch.ones_like(metres), steadiness=0)

@@ -155,6 +155,17 @@ def test_frames_do_not_know_of_each_other_in_whatever_chunks(sphere, monkeypatch
     assert steps[-1] == (3, 3) and len(steps) > 6  # the cancel button is looked at within frames
 
 
+def test_normals_that_contradict_themselves_throw_nothing_out_of_the_room(sphere):
+    depth, normals, inside = sphere
+    wild = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    holed = torch.where(inside, depth, 0.0)
+    holed[20:50, 20:50] = 0
+    refined = refine(holed, wild, inside, reach=100.0)
+    told = refined[refined > 0]
+    assert refined.isfinite().all() and not (refined < 0).any()
+    assert told.min() > 0.8 * depth[inside].min() and told.max() < 1.2 * depth.max()
+
+
 def test_no_depth_at_all_stays_none(sphere):
     depth, normals, inside = sphere
     for value in (0.0, torch.nan, torch.inf):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from turnaround.models.cameras import intrinsics, orbit_rig
+from turnaround.models.cameras import Rig, intrinsics, orbit_rig
 from turnaround.models.points import unproject_depth
 from turnaround.models.views import Views
 from turnaround.nodes import run
@@ -156,6 +156,98 @@ def test_metres_read_as_inverse_are_refused():
 def test_swapped_near_and_far_are_said():
     _, _, note = geometry(convention="near is black", depth=image(1 - (ball()[0] - 2) / 3))
     assert "inside out" in note
+
+
+# ---------------------------------------------------------------- cleaning and stages
+
+
+def blurred():
+    """The ball's outermost ring drawn between ball and wall."""
+    depth, masks = ball()
+    inner = torch.nn.functional.avg_pool2d(masks, 3, 1, 1) > 0.99
+    ring = (masks > 0.5) & ~inner
+    return torch.where(ring, 0.5 * depth + 2.5, depth), ring
+
+
+def test_clean_edges_drops_floaters_and_can_be_switched_off():
+    depth, ring = blurred()
+    views = Views(depth[None, :, None])
+    clean, spoilt = (
+        geometry(depth_views=views, erosion=0, clean_edges=on, far_side="open")[0]
+        for on in (True, False)
+    )
+    assert len(spoilt.positions) - len(clean.positions) > 0.5 * float(ring.sum())
+    far = [float(c.positions[:, 2].max()) for c in (clean, spoilt)]
+    assert far[1] - far[0] > 0.5  # the ring hung a metre behind the ball
+
+
+def test_exact_depth_loses_hardly_a_point_by_clean_edges():
+    views = Views(ball()[0][None, :, None])
+    clean, all_ = (
+        len(geometry(depth_views=views, clean_edges=on)[0].positions) for on in (True, False)
+    )
+    assert clean > 0.99 * all_
+
+
+def test_stages_are_one_labelled_picture_a_frame_of_five_tiles():
+    depth, _ = ball()
+    *_, stages = PerformerGeometry.execute(
+        clip(), "metres", math.degrees(FOV), 1.0, 1, depth_views=Views(depth[None, :, None])
+    ).result
+    assert stages.shape[0] == FRAMES and stages.shape[3] == 3
+    assert stages.min() >= 0 and stages.max() <= 1
+    green = (stages[..., 1] > stages[..., 0] + 0.3) & (stages[..., 1] > stages[..., 2] + 0.3)
+    columns = green.any(0).any(0).nonzero()[:, 0]
+    assert columns.min() >= stages.shape[2] * 4 // 5  # what is kept, and no other tile
+
+
+def test_accumulate_fills_a_wall_behind_what_passes_and_says_how_many_points():
+    depth = torch.full((FRAMES, SIZE, SIZE), 3.0)
+    for f in range(FRAMES):
+        depth[f, 10:30, 8 * f : 8 * f + 6] = 2.0
+    video = Views(torch.full((1, FRAMES, 3, SIZE, SIZE), 0.5), torch.ones(1, FRAMES, SIZE, SIZE))
+    views = Views(depth[None, :, None])
+    plain, _, note = geometry(video, depth_views=views, erosion=0)
+    kept, _, told = geometry(video, depth_views=views, erosion=0, accumulate=True)
+    added = len(kept.positions) - len(plain.positions)
+    assert added > 0 and f"{added} points stand still" in told and "still" not in note
+
+
+def test_a_mask_that_the_depth_does_not_fill_is_said():
+    depth, masks = ball()
+    depth[:, :, : SIZE // 2] = 0
+    _, _, note = geometry(depth_views=Views(depth[None, :, None]))
+    assert "50 % of the mask has no depth" in note
+
+
+def test_depth_pictures_that_are_black_outside_their_own_mask_leave_that_empty():
+    depth, masks = ball()
+    pictures = torch.where(masks > 0.5, 1 - (depth - 2) / 3, 0.0)
+    pictures[:, 20:25, 20:25] = 0
+    cloud, used, _ = geometry(depth=image(pictures), convention="near is white")
+    assert not used.frames[0, :, 0, 20:25, 20:25].any()
+
+
+def test_coloured_depth_and_a_depth_clip_as_video_are_refused():
+    depth, _ = ball()
+    turbo = torch.stack([depth / 5, 1 - depth / 5, 0 * depth], -1)
+    with pytest.raises(ValueError, match="'depth' is coloured"):
+        geometry(depth=turbo)
+    with pytest.raises(ValueError, match="'video' carries depth"):
+        geometry(Views(depth[None, :, None]))
+
+
+@pytest.mark.parametrize("focal", [0.5, 1e6])
+def test_extreme_lenses_of_a_rig_end_in_finite_points_or_one_sentence(focal):
+    K = torch.tensor([[focal, 0, SIZE / 2], [0, focal, SIZE / 2], [0, 0, 1]])
+    lens = Rig(K[None], torch.eye(4)[None], SIZE, SIZE)
+    video = Views(clip().frames, clip().masks, lens)
+    try:
+        cloud, *_ = geometry(video, depth_views=Views(ball()[0][None, :, None]))
+    except ValueError as sentence:
+        assert len(str(sentence).splitlines()) == 1
+    else:
+        assert cloud.positions.isfinite().all() and cloud.normals.isfinite().all()
 
 
 def rig(distance=3.0):
