@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .points import OrientedPoints
+from .points import OrientedPoints, erode
 
 ROUNDS = 12
 HUBER = 1.345
@@ -38,6 +38,14 @@ FLAT = 1e-6
 """Values that differ by less than this share of their size have no shape."""
 BLANK = 0.004
 """Share of the range at its two ends: black and white may stand for nothing (one step of 8 bit)."""
+STEADINESS = 1.0
+"""A metric depth that is 2 % off a frame trembles by 10 cm at 0.1 and by 5 cm at 1; the shape, which
+drifts with the pictures, loses a tenth of its depth."""
+EDGE = 160
+"""One pixel for so many of the picture's shorter side, at least two: depth nodes draw ramps at outlines.
+Left in the fit, it flattened synthetic people to 42 % of their depth; without it, 97 %."""
+CLEAR = 0.1
+"""Share of a frame's points that must be clear of edges, or all of them count."""
 LEAST_BACKGROUND = 0.02
 """Share of the picture below which the background tells nothing about a drift."""
 
@@ -63,7 +71,7 @@ def align_depth(
     target: Tensor,  # [F, H, W] metres; not finite or <= 0 = unknown, may be sparse
     masks: Tensor,  # [F, H, W] 0..1, the performer
     inverse: bool = False,  # values go with 1/depth (disparity)
-    steadiness: float = 0.1,  # 0 = every frame by itself
+    steadiness: float = STEADINESS,  # 0 = every frame by itself
 ) -> Alignment:
     """scale * values + shift = target (or 1/target), solved for all frames together.
 
@@ -74,7 +82,7 @@ def align_depth(
     known = inside & target.isfinite() & (target > 0)
     check_overlap(values, inside, known)
     gain, offset = drift(values, inside)
-    chosen, picked = _sampled(known)
+    chosen, picked = _sampled(_clear_of_edges(inside, known))
     d = values.flatten(1).gather(1, picked).double() * gain[:, None] + offset[:, None]
     z = torch.where(chosen, target.flatten(1).gather(1, picked).double(), 1.0)
     d = torch.where(chosen, d, 0.0)
@@ -110,6 +118,14 @@ def check_overlap(values: Tensor, inside: Tensor, known: Tensor) -> None:
             f"least {FEWEST} are needed: give a metric depth of the same clip that shows the "
             "performer."
         )
+
+
+def _clear_of_edges(inside: Tensor, known: Tensor) -> Tensor:  # [F, H, W] bool
+    """The known pixels without those at the mask's edge, where there are enough others."""
+    clear = known & erode(inside, max(2, round(min(inside.shape[-2:]) / EDGE)))
+    left, count = clear.sum((1, 2)), known.sum((1, 2))
+    enough = (left >= FEWEST) & (left > CLEAR * count)
+    return torch.where(enough[:, None, None], clear, known)
 
 
 def _sampled(known: Tensor) -> tuple[Tensor, Tensor]:  # [F, n] bool, [F, n] places

@@ -17,12 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import encode_normals
-from .points import ERODED, FLOATING, GRAZING, GRAZING_COSINE, KEPT, OrientedPoints, Surface, erode
+from .points import (
+    ERODED,
+    FLOATING,
+    GRAZING,
+    KEPT,
+    ONE_SURFACE,
+    STEEPEST,
+    OrientedPoints,
+    Surface,
+    erode,
+)
 from .views import label_pictures
 
 AROUND = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
-ONE_SURFACE = 0.01
-"""Share of the depth: neighbours that differ by less are one surface (noise, banding)."""
 BEND = 0.6
 """Share of the slope by which a surface may leave its own straight continuation in one pixel; at the
 rim of a ball the last step is 1.45 of the one before."""
@@ -52,7 +60,7 @@ def _lonely(depth: Tensor, inside: Tensor, focal: float) -> Tensor:
     known = inside & depth.isfinite() & (depth > 0)
     z = F.pad(torch.where(known, depth, 0.0), (2, 2, 2, 2))
     # A surface steeper than this is dropped as grazing, so it speaks for nobody.
-    steepest = depth * math.sqrt(1 / GRAZING_COSINE**2 - 1) / focal
+    steepest = depth * STEEPEST / focal
     company = torch.zeros_like(depth, dtype=torch.uint8)  # one bit a direction
     count = torch.zeros_like(company)
     for bit, (dy, dx) in enumerate(AROUND):
@@ -93,7 +101,7 @@ def smeared(
             ends.append(torch.where(end > 0, end, z))  # one-sided where the other end is unknown
         steps = sum(e != z for e in ends) * BASELINE
         steep += ((ends[0] - ends[1]) / steps.clamp(min=1)).square()
-    limit = z * math.sqrt(1 / GRAZING_COSINE**2 - 1) / K[0, 0]
+    limit = z * STEEPEST / K[0, 0]
     return known & ((steep > limit.square()) | floaters(depth, masks, K))
 
 

@@ -17,10 +17,13 @@ from torch import Tensor
 from .cameras import Rig
 from .relief import HALF_THICKNESS, inflate
 
-EDGE_JUMP = 0.03
-"""Neighbours whose depths differ by more than this share of the depth are different surfaces."""
+EDGE_JUMP, ONE_SURFACE = 0.03, 0.01
+"""Shares of the depth: neighbours that differ by more than the first are different surfaces, by less
+than the second one surface (noise, banding)."""
 GRAZING_COSINE = 0.12
 """Surfaces seen at a flatter angle than this (about 83 degrees) are dropped: smeared edges."""
+STEEPEST = (1 / GRAZING_COSINE**2 - 1) ** 0.5
+"""Their slope: depth a pixel's footprint."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,20 @@ def unproject_depth(
     return rays * depth[:, None]
 
 
-def _tangent(points: Tensor, valid: Tensor, dim: int) -> Tensor:
+def edge_jump(focal: float) -> float:  # focal length in pixels
+    """Share of the depth by which neighbours of one surface differ at most: in fine pictures a step
+    that is steeper than any surface that is kept, and never less than noise."""
+    return min(EDGE_JUMP, max(ONE_SURFACE, STEEPEST / focal))
+
+
+def _tangent(points: Tensor, valid: Tensor, dim: int, jump: float) -> Tensor:
     """Difference of neighbours along an image axis, one-sided where the other side jumps."""
     step = points.diff(dim=dim)
     depth = points[:, 2:3]
     near = torch.minimum(
         depth.narrow(dim, 0, depth.shape[dim] - 1), depth.narrow(dim, 1, depth.shape[dim] - 1)
     )
-    joined = (depth.diff(dim=dim).abs() < EDGE_JUMP * near) & (
+    joined = (depth.diff(dim=dim).abs() < jump * near) & (
         valid.narrow(dim, 0, valid.shape[dim] - 1) & valid.narrow(dim, 1, valid.shape[dim] - 1)
     )
     step = torch.where(joined, step, 0.0)
@@ -131,10 +140,12 @@ def _tangent(points: Tensor, valid: Tensor, dim: int) -> Tensor:
 def normals_from_depth(
     points: Tensor,  # [F, 3, H, W] camera frame
     valid: Tensor,  # [F, H, W] bool
+    focal: float,  # pixels
 ) -> Tensor:  # [F, 3, H, W] unit, towards the camera; 0 where undefined
     """Surface normals as the cross product of image-space tangents that don't cross depth jumps."""
-    down = _tangent(points, valid[:, None], dim=2)
-    right = _tangent(points, valid[:, None], dim=3)
+    jump = edge_jump(focal)
+    down = _tangent(points, valid[:, None], 2, jump)
+    right = _tangent(points, valid[:, None], 3, jump)
     # Right x down points away from an OpenCV camera, so the order is turned round.
     normals = F.normalize(torch.linalg.cross(down, right, dim=1), dim=1)
     away = (normals * points).sum(1, keepdim=True) > 0
@@ -234,7 +245,7 @@ def surface_from_depth(
             "performer in white and that the depth is not all zero."
         )
     points = unproject_depth(torch.where(known, depth, 0.0).float(), K)
-    normals = normals_from_depth(points, known)
+    normals = normals_from_depth(points, known, float(K[0, 0]))
     cosine = -(normals * F.normalize(points, dim=1)).sum(1)
     fate = torch.where(cosine > GRAZING_COSINE, KEPT, GRAZING)
     if outliers is not None:

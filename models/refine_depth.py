@@ -13,7 +13,6 @@ without depth have only the second term, so normals fill holes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,10 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .points import EDGE_JUMP, GRAZING_COSINE, normals_from_depth, unproject_depth
+from .points import GRAZING_COSINE, edge_jump, normals_from_depth, unproject_depth
 
-ONE_SURFACE = 0.01
-"""Share of the depth below which a difference is noise, whatever the angle."""
 STEPS, TOLERANCE = 300, 1e-3
 """A tolerance of 1e-3 leaves 0.02 mm, on average, on a performer of 512x512; 1e-4 takes twice as long."""
 FAINT = 0.3
@@ -98,7 +95,8 @@ def smoothed_normals(
     inside = masks > 0.5
     known = inside & depth.isfinite() & (depth > 0)
     rays = unproject_depth(torch.ones_like(depth[:1]), K)
-    normals = normals_from_depth(rays * torch.where(known, depth, 0.0).float()[:, None], known)
+    points = rays * torch.where(known, depth, 0.0).float()[:, None]
+    normals = normals_from_depth(points, known, float(K[0, 0]))
     across = (normals * rays).sum(1)
     weights = (known & (across.abs() > GRAZING_COSINE * rays.norm(dim=1))).float()
     slopes = torch.where(weights[:, None] > 0, (normals / (across * depth)[:, None])[:, :2], 0.0)
@@ -164,10 +162,7 @@ def _refine(
 ) -> Tensor:  # fmt: skip
     told = [_told(normals, inside, dim) for dim in (-1, -2)]
     start, reached = _grown(torch.where(known, depth, 0.0), known, told, on_look)
-    pairs = [
-        _pairs(normals, t, known, start, rays, focal, d)
-        for t, d in zip(told, (-1, -2), strict=True)
-    ]
+    pairs = [_pairs(normals, t, start, rays, focal, d) for t, d in zip(told, (-1, -2), strict=True)]
     solved = _conjugate_gradients(start, known, reached, pairs, reach, on_look)
     sane = (solved - start).abs() < FARTHEST * start
     return torch.where(reached & sane, solved, torch.where(known, start, 0.0))
@@ -209,7 +204,6 @@ def _second(t: Tensor, dim: int) -> Tensor:
 def _pairs(
     normals: Tensor,
     told: Tensor,
-    known: Tensor,
     start: Tensor,
     rays: Tensor,
     focal: float,
@@ -218,10 +212,7 @@ def _pairs(
     """How much neighbours along an axis count; not across depth jumps."""
     n = F.normalize(_first(normals, dim) + _second(normals, dim), dim=1)
     p, q = _first(start, dim), _second(start, dim)
-    # Between a surface and what was guessed from another, less is a jump than between two depths.
-    steep = min(EDGE_JUMP, max(ONE_SURFACE, math.sqrt(1 / GRAZING_COSINE**2 - 1) / focal))
-    both = _first(known, dim) & _second(known, dim)
-    counts = told & ((q - p).abs() <= torch.where(both, EDGE_JUMP, steep) * torch.minimum(p, q))
+    counts = told & ((q - p).abs() <= edge_jump(focal) * torch.minimum(p, q))
     at_p, at_q = ((n * r).sum(1) * counts for r in (_first(rays, dim), _second(rays, dim)))
     return _Pairs(at_p, at_q, dim)
 

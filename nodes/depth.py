@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.align_depth import (
+    STEADINESS,
     Alignment,
     align_depth,
     body_keypoint_depth,
@@ -73,9 +74,9 @@ class AlignDepth(io.ComfyNode):
                                tooltip="What the pictures' brightness follows: depth, or 1 / depth "
                                "(Depth Anything, MiDaS). 'find out' takes what fits better. Which "
                                "end is near is found out in any case."),
-                io.Float.Input("steadiness", default=0.1, min=0.0, max=100.0, step=0.05,
+                io.Float.Input("steadiness", default=STEADINESS, min=0.0, max=100.0, step=0.1,
                                tooltip="How much neighbouring frames hold together: 0 = every frame "
-                               "by itself, 1 = very steady."),
+                               "by itself, 1 = steady, 10 = nearly one scale for the whole clip."),
                 io.Float.Input("fov", default=40.0, min=5.0, max=120.0, step=1.0,
                                tooltip="Vertical field of view of your camera in degrees; only for "
                                "'pose'."),
@@ -95,7 +96,7 @@ class AlignDepth(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, depth, metric: Views | None = None, runs_with="find out", steadiness=0.1, fov=40.0,
+        cls, depth, metric: Views | None = None, runs_with="find out", steadiness=STEADINESS, fov=40.0,
         performer_height=1.7, cloud: OrientedPoints | None = None, pose=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         notes: list[str] = []
@@ -193,7 +194,7 @@ class RefineDepth(io.ComfyNode):
                 "'depth_views' has no usable depth inside the mask in any frame: check that the "
                 "mask shows the performer in white and that the depth is not all zero."
             )
-        device = mm.get_torch_device()
+        device = run.drawing_device()
         if device.type != "cpu":
             mm.free_memory(WORKING_BYTES, device)
         K = (rig.K[0] if rig is not None else intrinsics(math.radians(fov), W, H)).to(device)
@@ -329,7 +330,8 @@ def _side_by_side(tiles: dict[str, Tensor]) -> Tensor:
 
 def _surface(depth: Tensor, masks: Tensor, K: Tensor) -> Tensor:  # [F, 3, H, W]
     known = depth.isfinite() & (depth > 0) & (masks > 0.5)
-    return normals_from_depth(unproject_depth(torch.where(known, depth, 0.0), K), known)
+    points = unproject_depth(torch.where(known, depth, 0.0), K)
+    return normals_from_depth(points, known, float(K[0, 0]))
 
 
 def _colours(normals: Tensor) -> Tensor:  # [F, 3, H, W]

@@ -160,7 +160,7 @@ def full_frame(device: torch.device) -> Scene:
     body = dancer(1)[0]
     depth = torch.where(body > 0, body, wall)[None]
     points = pack.unproject_depth(depth, K)
-    normals = pack.normals_from_depth(points, depth > 0)
+    normals = pack.normals_from_depth(points, depth > 0, float(K[0, 0]))
     cosine = -(normals * torch.nn.functional.normalize(points, dim=1)).sum(1)
     color = colors_of(points)
 
@@ -178,7 +178,11 @@ def full_frame(device: torch.device) -> Scene:
         moved(cloud, device),
         color[0].to(device),
         depth[0].to(device),
-        joined_triangles(depth[0], cosine[0] > pack.GRAZING_COSINE, pack.EDGE_JUMP).to(device),
+        joined_triangles(
+            depth[0],
+            cosine[0] > pack.GRAZING_COSINE,
+            pack.edge_jump(float(K[0, 0])),
+        ).to(device),
     )
 
 

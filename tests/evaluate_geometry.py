@@ -273,7 +273,9 @@ class Stages:
     """What is done to the depth; the defaults of the nodes."""
 
     align: bool = True
-    steadiness: float = 0.1
+    steadiness: float = 1.0
+    smears: bool = True
+    """Cut before refinement, which fills them again."""
     refine: bool = True
     floaters: bool = True
     edges: bool = True
@@ -285,7 +287,8 @@ ROWS = {
     "all stages": ALL,
     "without alignment": replace(ALL, align=False),
     "alignment frame by frame": replace(ALL, steadiness=0.0),
-    "without refinement": replace(ALL, refine=False),
+    "without cutting smears": replace(ALL, smears=False),
+    "without refinement": replace(ALL, refine=False, smears=False),
     "without floater removal": replace(ALL, floaters=False),
     "without edge filters": replace(ALL, edges=False),
     "without erosion": replace(ALL, erosion=0),
@@ -293,7 +296,7 @@ ROWS = {
     "edge filters as the only filter": replace(ALL, floaters=False, erosion=0),
     "erosion as the only filter": replace(ALL, floaters=False, edges=False),
     NO_FILTER: replace(ALL, floaters=False, edges=False, erosion=0),
-    "no stage at all": Stages(False, 0.0, False, False, False, 0),
+    "no stage at all": Stages(False, 0.0, False, False, False, False, 0),
 }
 NEEDS_RELATIVE = ("without alignment", "alignment frame by frame")
 
@@ -309,6 +312,7 @@ def rows_of(given: Given) -> dict[str, Stages]:
 def finished_depth(given: Given, K: Tensor, stages: Stages) -> Tensor:  # [F, H, W] metres
     """Alignment and refinement."""
     from turnaround.models.align_depth import align_depth
+    from turnaround.models.clean_points import smeared
     from turnaround.models.depth import depth_to_metres
     from turnaround.models.refine_depth import refine_depth
 
@@ -318,6 +322,8 @@ def finished_depth(given: Given, K: Tensor, stages: Stages) -> Tensor:  # [F, H,
     elif given.metric is not None:
         focal = float(K[1, 1])
         depth, _ = depth_to_metres(depth, given.masks, "near is white", focal, PERSON_HEIGHT)
+    if stages.smears:
+        depth = torch.where(smeared(depth, given.masks, K), 0.0, depth)
     if stages.refine:
         depth = refine_depth(depth, given.normals, given.masks, K)
     return depth
@@ -328,13 +334,14 @@ def edge_filters(on: bool):
     """Points seen at a grazing angle kept, and normals taken across depth jumps, when off."""
     from turnaround.models import points
 
-    kept = points.GRAZING_COSINE, points.EDGE_JUMP
+    limits = {"GRAZING_COSINE": 0.0, "EDGE_JUMP": math.inf, "STEEPEST": math.inf}
+    kept = {name: getattr(points, name) for name in limits}
     if not on:
-        points.GRAZING_COSINE, points.EDGE_JUMP = 0.0, math.inf
+        vars(points).update(limits)
     try:
         yield
     finally:
-        points.GRAZING_COSINE, points.EDGE_JUMP = kept
+        vars(points).update(kept)
 
 
 def make_cloud(clip: Clip, given: Given, depth: Tensor, stages: Stages):
@@ -544,10 +551,10 @@ SHOWN = (
 
 def evaluate(clip: Clip, given: Given, found: Found, shown: dict | None) -> None:
     """All rows of one clip and source."""
-    depths: dict[tuple, Tensor] = {}
+    depths: dict[Stages, Tensor] = {}
     to_world = clip.rig.T_camera_world[0].inverse()
     for name, stages in rows_of(given).items():
-        key = (stages.align, stages.steadiness if stages.align else None, stages.refine)
+        key = replace(stages, floaters=True, edges=True, erosion=0)
         if key not in depths:
             depths[key] = finished_depth(given, clip.rig.K[0], stages)
         cloud = make_cloud(clip, given, depths[key], stages)
@@ -647,6 +654,7 @@ STAGES_OFF = {
     "Alignment": ("without alignment", "all stages"),
     "Its temporal term": ("alignment frame by frame", "all stages"),
     "Refinement": ("without refinement", "all stages"),
+    "Cutting smears before refinement": ("without cutting smears", "all stages"),
     "Floater removal, after the other filters": ("without floater removal", "all stages"),
     "Floater removal alone": (NO_FILTER, "floater removal as the only filter"),
     "Edge filters, after the other filters": ("without edge filters", "all stages"),

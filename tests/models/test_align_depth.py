@@ -280,3 +280,42 @@ def test_black_inside_the_mask_is_nothing_only_where_nothing_else_is_dark():
     assert without_blanks(values, masks).isnan().sum() == 3
     values[0, 0, 3] = 0.01
     assert not without_blanks(values, masks).isnan().any()
+
+
+def blurred_ball(size=96):
+    """Metres of a ball before a wall, its mask, and inverse depth with the ramp of a network."""
+    K = intrinsics(math.radians(35), size, size)
+    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    rays = torch.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], torch.ones_like(x)])
+    a, b = rays.square().sum(0), rays[2] * 4
+    inner = b * b - a * (16 - 0.36)
+    metres = torch.where(inner > 0, (b - inner.clamp(min=0).sqrt()) / a, 6.5)[None]
+    mask = (inner > 0).float()[None]
+    x = torch.arange(-3, 4.0)
+    bell = torch.exp(-0.5 * x**2)
+    bell = (bell / bell.sum()).view(1, 1, 1, -1)
+    padded = torch.nn.functional.pad(1 / metres[:, None], (3, 3, 3, 3), mode="replicate")
+    ramp = torch.nn.functional.conv2d(torch.nn.functional.conv2d(padded, bell), bell.mT)[:, 0]
+    return metres, mask, ramp
+
+
+def test_the_ramp_at_an_outline_does_not_flatten_the_body():
+    """The outline's pixels lie between ball and wall: they would stretch the line towards the wall."""
+    metres, mask, ramp = blurred_ball()
+    torch.manual_seed(0)
+    coarse = metres * (1 + 0.05 * torch.randn_like(metres))
+    found = align_depth(ramp, coarse, mask, True)
+    inside = (mask > 0.5) & (metres < 3.6)  # the ball's middle, clear of the ramp
+    true, got = metres[inside], found.metres[inside]
+    slope = float(
+        ((true - true.mean()) * (got - got.mean())).sum() / (true - true.mean()).square().sum()
+    )
+    assert 0.87 < slope < 1.1  # with the ramp: 0.45
+
+
+def test_a_performer_of_a_few_pixels_is_aligned_by_the_edge_too():
+    metres, values, scale, _ = clip(False)
+    thin = torch.zeros_like(metres)
+    thin[:, :, 11:13] = 1  # nothing of it is clear of its edge
+    found = align_depth(values, metres, thin, False, steadiness=0)
+    torch.testing.assert_close(found.scale, scale, rtol=1e-3, atol=0)

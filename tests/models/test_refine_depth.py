@@ -174,7 +174,7 @@ def test_no_depth_at_all_stays_none(sphere):
 
 def surface_angle(depth, normals, inside):
     rim = F.avg_pool2d(inside.float()[None], 5, 1, 2)[0] > 0.99
-    found = normals_from_depth(unproject_depth(depth[None], K), inside[None])
+    found = normals_from_depth(unproject_depth(depth[None], K), inside[None], float(K[0, 0]))
     return normal_angle(found, normals[None], rim[None])
 
 
@@ -202,7 +202,7 @@ def test_smoothed_normals_reach_over_small_holes_and_not_far_beyond(sphere):
 
 def test_axes_that_contradict_the_depth_are_named(sphere):
     depth, normals, inside = sphere
-    surface = normals_from_depth(unproject_depth(depth[None], K), inside[None])
+    surface = normals_from_depth(unproject_depth(depth[None], K), inside[None], float(K[0, 0]))
     colours = torch.where(
         inside, 0.5 + 0.5 * normals * torch.tensor([1.0, -1, -1])[:, None, None], 0.5
     )
