@@ -37,7 +37,7 @@ def server(dev):
         yield host
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not outlive this folder's tests
 def browser(server):
     executable = next((shutil.which(b) for b in BROWSERS if shutil.which(b)), None)
     if executable is None:
@@ -50,7 +50,7 @@ def browser(server):
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def open_page(browser, server):
     """Opens ComfyUI's page in a fresh profile; `page.problems` gathers what its console complains of.
 
@@ -71,7 +71,3 @@ def open_page(browser, server):
         return page
 
     return open_
-
-
-def workflow_files() -> list[Path]:
-    return sorted((ROOT / "workflows").glob("*.json"))
