@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import comfy.model_management as mm
 import folder_paths
 import torch
 from comfy_api.latest import io
@@ -330,7 +329,7 @@ class RenderBodyMaps(io.ComfyNode):
         cls, body: Body, rig: Rig, reference_view, reference_frames, unseen_normals,
         deformation_scale, motion_scale, crop_left, crop_top, crop_right, crop_bottom,
     ) -> io.NodeOutput:  # fmt: skip
-        _check_memory(body, rig)
+        run.check_memory("The maps", rig, body.frame_count, MAP_BYTES)
         margins = (crop_left, crop_top, crop_right, crop_bottom)
         settings = MapSettings(
             reference_view, reference_frames, deformation_scale, motion_scale, unseen_normals,
@@ -355,17 +354,6 @@ class RenderBodyMaps(io.ComfyNode):
             views(grey(maps.crop_mask), maps.crop_mask),
             maps.deformation_scale, maps.motion_scale, note,
         )  # fmt: skip
-
-
-def _check_memory(body: Body, rig: Rig) -> None:
-    need = len(rig) * body.frame_count * rig.width * rig.height * MAP_BYTES
-    total = mm.get_total_memory(torch.device("cpu"))
-    if need > total:
-        raise ValueError(
-            f"The maps of {len(rig)} views x {body.frame_count} frames of {rig.width}x{rig.height} "
-            f"need {need / 1e9:.0f} GB, but this computer has {total / 1e9:.0f} GB: use fewer views "
-            "or frames, or a smaller rig."
-        )
 
 
 def _map_note(body: Body, maps: BodyMaps) -> str:

@@ -21,6 +21,9 @@ from . import run
 from .geometry import CATEGORY
 from .sockets import CLOUD, RIG, VIEWS
 
+BYTES = 14
+"""Of all outputs a pixel: seven of pictures, four of depth, masks."""
+
 
 class RenderConditions(io.ComfyNode):
     @classmethod
@@ -68,6 +71,7 @@ class RenderConditions(io.ComfyNode):
         cls, cloud: OrientedPoints, rig: Rig, back_colors, back_normals="black",
         normals_space="target camera", view_vector="per point", background="grey",
     ) -> io.NodeOutput:  # fmt: skip
+        run.check_memory("The pictures", rig, cloud.frame_count, BYTES)
         look = Look(back_colors, back_normals, normals_space, view_vector, background)
         drawn = render_conditions(cloud, rig, look, run.progress(1), run.drawing_device())
         body = drawn.visibility > 0

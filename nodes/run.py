@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.cameras import Rig
+
 log = logging.getLogger("turnaround")
 
 Progress = Callable[..., None]
@@ -38,6 +40,18 @@ def drawing_device() -> torch.device:
     """Where points and meshes are drawn: other accelerators lack the whole numbers it needs."""
     device = mm.get_torch_device()
     return device if device.type == "cuda" else torch.device("cpu")
+
+
+def check_memory(what: str, rig: Rig, frames: int, bytes_a_pixel: int) -> None:
+    """One sentence instead of a computer that runs out of memory."""
+    need = len(rig) * frames * rig.width * rig.height * bytes_a_pixel
+    total = mm.get_total_memory(torch.device("cpu"))
+    if need > total:
+        raise ValueError(
+            f"{what} of {len(rig)} views x {frames} frames of {rig.width}x{rig.height} need "
+            f"{need / 1e9:.0f} GB, but this computer has {total / 1e9:.0f} GB: use fewer views or "
+            "frames, or a smaller rig."
+        )
 
 
 def say(node: type, text: str) -> str:

@@ -285,3 +285,10 @@ def test_the_cancel_button_stops_the_drawing(monkeypatch):
     finally:
         mm.interrupt_current_processing(False)
     assert callable(run.progress)
+
+
+def test_more_pictures_than_memory_are_refused_with_both_numbers():
+    cloud, *_ = geometry(depth_views=Views(ball()[0][None, :, None]))
+    huge = rig().resized(48_000, 48_000).select([0] * 32)
+    with pytest.raises(ValueError, match=r"need \d+ GB, but this computer has \d+ GB"):
+        RenderConditions.execute(cloud, huge, "kept")
