@@ -25,6 +25,9 @@ GRAZING_COSINE = 0.12
 STEEPEST = (1 / GRAZING_COSINE**2 - 1) ** 0.5
 """Their slope: depth a pixel's footprint."""
 
+CHUNK_PIXELS = 1 << 21
+"""Pixels whose normals are found at once: about 0.2 GB."""
+
 
 @dataclass(frozen=True)
 class OrientedPoints:
@@ -147,9 +150,15 @@ def normals_from_depth(
     down = _tangent(points, valid[:, None], 2, jump)
     right = _tangent(points, valid[:, None], 3, jump)
     # Right x down points away from an OpenCV camera, so the order is turned round.
-    normals = F.normalize(torch.linalg.cross(down, right, dim=1), dim=1)
+    normals = torch.linalg.cross(down, right, dim=1)
+    normals *= _per_length(normals)
     away = (normals * points).sum(1, keepdim=True) > 0
     return torch.where(away, -normals, normals)
+
+
+def _per_length(vectors: Tensor) -> Tensor:  # [F, 3, H, W] -> [F, 1, H, W]
+    """1 / length; a vector of no length stays so. Torch's own norm is slow along this axis."""
+    return vectors.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
 def erode(
@@ -245,8 +254,13 @@ def surface_from_depth(
             "performer in white and that the depth is not all zero."
         )
     points = unproject_depth(torch.where(known, depth, 0.0).float(), K)
-    normals = normals_from_depth(points, known, float(K[0, 0]))
-    cosine = -(normals * F.normalize(points, dim=1)).sum(1)
+    normals, cosine = torch.empty_like(points), torch.empty_like(points[:, 0])
+    step = max(1, CHUNK_PIXELS // points[0, 0].numel())
+    for first in range(0, len(points), step):
+        part = slice(first, first + step)
+        chunk = points[part]
+        normals[part] = normals_from_depth(chunk, known[part], float(K[0, 0]))
+        cosine[part] = -((normals[part] * chunk).sum(1) * _per_length(chunk)[:, 0])
     fate = torch.where(cosine > GRAZING_COSINE, KEPT, GRAZING)
     if outliers is not None:
         fate = torch.where(outliers, FLOATING, fate)
