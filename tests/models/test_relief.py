@@ -49,7 +49,8 @@ def test_performer_of_known_height_stands_at_the_pinhole_distance():
     masks = disc(30)
     rows = int((masks[0] > 0.5).any(-1).sum())
     depth = relief_depth(masks, 100.0, HEIGHT)
-    assert abs(float(depth[masks > 0.5].max()) - 100.0 * HEIGHT / rows) < 0.1
+    # Half a pixel inside its rim the dome is sqrt(30² - 29.5²) / sqrt(2) = 3.9 pixels high, 0.11 m.
+    assert abs(float(depth[masks > 0.5].max()) - 100.0 * HEIGHT / rows) < 0.12
 
 
 def test_relief_is_smooth_over_time():
