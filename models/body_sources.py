@@ -436,8 +436,8 @@ def moved(
 ) -> Tensor:  # [F, N, 3] world
     """Any body with the performers' joints, moved by one of their motions (linear blend skinning)."""
     bank = performer.load_performers()
-    rotations, pelvis = performer._sample_motion(bank, motion, times)
-    rotations = rotations @ performer._rest_alignment(joints)
+    rotations, pelvis = performer.sample_motion(bank, motion, times)
+    rotations = rotations @ performer.rest_alignment(joints)
     ankle = joints[performer.JOINTS.index("ankle.L"), 1]
     hip_height = ankle - joints[0, 1] + ANKLE_HEIGHT
     places = [pelvis * (hip_height / performer.MOTION_HIP_HEIGHT)]

@@ -29,10 +29,10 @@ from .points import OrientedPoints
 from .rasterize import EMPTY as NO_POINT
 from .rasterize import LEAST_REACH, MAX_RADIUS, NEAR, splat
 
-BACKGROUND = 0.5
-"""Grey behind pictures of floats; as a byte it is 128."""
 log = logging.getLogger("turnaround")
 
+BACKGROUND = 0.5
+"""Grey behind pictures of floats; as a byte it is 128."""
 SEEN, UNSEEN_SIDE, EMPTY = 255, 128, 0
 """The three states of visibility, as bytes."""
 
@@ -72,7 +72,9 @@ class Conditions:
     """[V, F, H, W] float32, metres from the target camera; 0 = nothing."""
 
     @classmethod
-    def empty(cls, views: int, frames: int, height: int, width: int, device: torch.device):
+    def empty(
+        cls, views: int, frames: int, height: int, width: int, device: torch.device
+    ) -> Conditions:
         def room(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
             return torch.empty(views, frames, *shape, height, width, dtype=dtype, device=device)
 

@@ -121,7 +121,7 @@ def _rotation_to_down(directions: Tensor) -> Tensor:
     )
 
 
-def _rest_alignment(rest_joints: Tensor) -> Tensor:
+def rest_alignment(rest_joints: Tensor) -> Tensor:
     """[J, 3, 3] rotations from a body's rest pose to the motions' (limbs straight down)."""
     turns = torch.eye(3, device=rest_joints.device).repeat(len(JOINTS), 1, 1)
     for index, name in enumerate(JOINTS):
@@ -133,7 +133,7 @@ def _rest_alignment(rest_joints: Tensor) -> Tensor:
     return turns
 
 
-def _sample_motion(bank: PerformerBank, motion: str, times: Tensor) -> tuple[Tensor, Tensor]:
+def sample_motion(bank: PerformerBank, motion: str, times: Tensor) -> tuple[Tensor, Tensor]:
     """Joint rotations [F, J, 3, 3] and pelvis positions [F, 3] at `times` (seconds; clamped)."""
     rotations = bank.tensors[f"motion.{motion}.rotations"].float()
     positions = bank.tensors[f"motion.{motion}.positions"].float()
@@ -374,10 +374,10 @@ def pose_performer(
         [amount * (inside[k] / 0.02).clamp(0, 1) for k, amount in stand_off.items()]
     ).amax(0)
     rest = rest + inflate[:, None] * vertex_normals(rest[None], bank.faces)[0]
-    rotations, pelvis = _sample_motion(bank, motion, times)
+    rotations, pelvis = sample_motion(bank, motion, times)
     cos, sin = np.cos(yaw), np.sin(yaw)
     turn = rest.new_tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
-    rotations = turn @ rotations @ _rest_alignment(heads)
+    rotations = turn @ rotations @ rest_alignment(heads)
     hip_height = heads[JOINTS.index("ankle.L"), 1] - heads[0, 1] + 0.08
     joints = [pelvis @ turn.T * (hip_height / MOTION_HIP_HEIGHT)]
     for j in range(1, len(JOINTS)):

@@ -36,7 +36,7 @@ class PreviewCloud(io.ComfyNode):
             description="Shows the points in 3D, over time: drag to turn, wheel to zoom, play or "
             "scrub through the frames, and colour them by what was seen and what is a guess.",
             inputs=[
-                CLOUD.Input("cloud", tooltip="From Performer Geometry or Human Geometry."),
+                CLOUD.Input("cloud", tooltip="From Performer Geometry."),
                 io.Int.Input("max_points", default=60_000, min=1000, max=500_000, step=1000,
                              tooltip="Points of one frame that the view draws at most; the rest is left out "
                              "evenly. Fewer load faster. The cloud itself stays whole."),
@@ -81,7 +81,7 @@ class SaveCloud(io.ComfyNode):
             description="Saves the points of every frame as a PLY file (place, normal, colour, "
             "confidence, radius) into ComfyUI's output folder, for Blender, MeshLab and others.",
             inputs=[
-                CLOUD.Input("cloud", tooltip="From Performer Geometry or Human Geometry."),
+                CLOUD.Input("cloud", tooltip="From Performer Geometry."),
                 io.String.Input("filename_prefix", default="turnaround/cloud",
                                 tooltip="Folder and name below ComfyUI's output folder."),
                 io.Combo.Input("axes", options=list(AXES),

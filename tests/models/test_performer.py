@@ -66,8 +66,8 @@ def test_splits_are_disjoint_and_cover_the_bank():
 def test_skinning_without_rotation_keeps_the_rest_body(monkeypatch):
     bank, look = load_performers(), draw_appearance(3)
     frames = torch.eye(3).expand(1, len(JOINTS), 3, 3)
-    monkeypatch.setattr(performer, "_sample_motion", lambda *_: (frames, torch.zeros(1, 3)))
-    monkeypatch.setattr(performer, "_rest_alignment", lambda _: torch.eye(3))
+    monkeypatch.setattr(performer, "sample_motion", lambda *_: (frames, torch.zeros(1, 3)))
+    monkeypatch.setattr(performer, "rest_alignment", lambda _: torch.eye(3))
     body = pose_performer("ada", "walk", torch.zeros(1), look)
     index = bank.characters.index("ada")
     rest = bank.tensors["rest_vertices"][index].float()
