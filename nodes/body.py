@@ -20,6 +20,8 @@ from .views import SAMPLE_FPS, unseen_first
 POSES = io.Custom("MHR_POSE_DATA")
 MAP_BYTES = 22
 """Bytes a pixel of all maps together, with a fifth to spare."""
+WORKING_BYTES = 3 << 30
+"""Of GPU memory that drawing asks for."""
 
 
 def _time_inputs() -> list:
@@ -335,7 +337,8 @@ class RenderBodyMaps(io.ComfyNode):
             reference_view, reference_frames, deformation_scale, motion_scale, unseen_normals,
             margins,
         )  # fmt: skip
-        maps = render_body_maps(body, rig, settings, run.drawing_device(), run.progress(1))
+        device = run.drawing_device(WORKING_BYTES)
+        maps = render_body_maps(body, rig, settings, device, run.progress(1))
         note = run.say(cls, _map_note(body, maps))
         drawn = maps.visibility > 0
 

@@ -25,6 +25,10 @@ BYTES = 14
 """Of all outputs a pixel: seven of pictures, four of depth, masks."""
 
 
+WORKING_BYTES = 3 << 29
+"""Of GPU memory: points, z-buffers and pictures of the frames that are drawn at once."""
+
+
 class RenderConditions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,7 +77,9 @@ class RenderConditions(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         run.check_memory("The pictures", rig, cloud.frame_count, BYTES)
         look = Look(back_colors, back_normals, normals_space, view_vector, background)
-        drawn = render_conditions(cloud, rig, look, run.progress(1), run.drawing_device())
+        drawn = render_conditions(
+            cloud, rig, look, run.progress(1), run.drawing_device(WORKING_BYTES)
+        )
         body = drawn.visibility > 0
         if not body.any():
             raise ValueError(

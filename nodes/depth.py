@@ -194,9 +194,7 @@ class RefineDepth(io.ComfyNode):
                 "'depth_views' has no usable depth inside the mask in any frame: check that the "
                 "mask shows the performer in white and that the depth is not all zero."
             )
-        device = run.drawing_device()
-        if device.type != "cpu":
-            mm.free_memory(WORKING_BYTES, device)
+        device = run.drawing_device(WORKING_BYTES)
         K = (rig.K[0] if rig is not None else intrinsics(math.radians(fov), W, H)).to(device)
         depth, masks = depth.to(device), masks.to(device)
         before = _surface(depth, masks, K)

@@ -36,10 +36,16 @@ def progress(total: int) -> Progress:
     return on_step
 
 
-def drawing_device() -> torch.device:
-    """Where points and meshes are drawn: other accelerators lack the whole numbers it needs."""
+def drawing_device(memory: int) -> torch.device:
+    """Where points and meshes are drawn, with so many bytes free there.
+
+    Accelerators other than CUDA's lack the whole numbers and doubles that it needs.
+    """
     device = mm.get_torch_device()
-    return device if device.type == "cuda" else torch.device("cpu")
+    if device.type != "cuda":
+        return torch.device("cpu")
+    mm.free_memory(memory, device)
+    return device
 
 
 def check_memory(what: str, rig: Rig, frames: int, bytes_a_pixel: int) -> None:
