@@ -27,7 +27,7 @@ from torch import Tensor
 from .cameras import Rig
 from .points import OrientedPoints
 from .rasterize import EMPTY as NO_POINT
-from .rasterize import LEAST_REACH, MAX_RADIUS, NEAR, splat
+from .rasterize import splat
 
 log = logging.getLogger("turnaround")
 
@@ -176,9 +176,6 @@ def _draw_torch(splats: Splats, eye: Eye, look: Look, frames: slice, out: Condit
     out.depth.copy_(torch.where(keys == NO_POINT, 0.0, depth))
 
 
-LIMITS = np.array([NEAR, MAX_RADIUS, LEAST_REACH], np.float32)
-
-
 def _draw_numba(splats: Splats, eye: Eye, look: Look, frames: slice, out: Conditions) -> None:
     """Frames of one camera, compiled for the CPU."""
     from .rasterize_numba import draw_frames
@@ -191,7 +188,7 @@ def _draw_numba(splats: Splats, eye: Eye, look: Look, frames: slice, out: Condit
         splats.radii.numpy(), *directions, splats.front.numpy(), splats.rgb.numpy().view("uint32"),
         eye.M.numpy(), np.float32(eye.focal), eye.axes.numpy(), eye.place.numpy(), eye.per_point,
         look.back_normals == "drawn", look.back_colors == "blanked",
-        np.uint32(ground * 0x010101), LIMITS, *out.depth.shape[:0:-1],
+        np.uint32(ground * 0x010101), *out.depth.shape[:0:-1],
         out.partial.flatten(2).numpy(), out.normals.flatten(2).numpy(),
         out.visibility.flatten(1).numpy(), out.depth.flatten(1).view(torch.int32).numpy(),
     )  # fmt: skip
@@ -233,10 +230,19 @@ def _works(backend: str, device: str) -> bool:
     return bool((out.visibility == SEEN).any())
 
 
-def fastest_backend(device: torch.device) -> str:
-    """The quickest of DRAW that works on a device; all draw the same pictures."""
-    quicker = {"cuda": "triton", "cpu": "numba"}.get(device.type)
-    return quicker if quicker and _works(quicker, str(device)) else "torch"
+COMPILING = 20_000_000
+"""Points times views from which numba's compiling, some 3 seconds once a process, pays off."""
+
+
+def fastest_backend(device: torch.device, work: int) -> str:
+    """The quickest of DRAW for so many points times views; all draw the same pictures."""
+    if device.type == "cuda":
+        return "triton" if _works("triton", str(device)) else "torch"
+    return (
+        "numba"
+        if device.type == "cpu" and work >= COMPILING and _works("numba", "cpu")
+        else "torch"
+    )
 
 
 POINTS_AT_ONCE = {"cpu": 1 << 20}
@@ -273,7 +279,8 @@ def render_conditions(
     if not len(points.positions):
         raise ValueError("The cloud has no points: check the mask and the depth it was made from.")
     device = device or points.positions.device
-    draw = DRAW[backend or fastest_backend(device)]
+    work_load = len(points.positions) * len(rig)
+    draw = DRAW[backend or fastest_backend(device, work_load)]
     home = points.positions.device
     out = Conditions.empty(len(rig), points.frame_count, rig.height, rig.width, home)
     splats = Splats.of(points, device)

@@ -2,7 +2,8 @@
 
 The same definition as `rasterize.py` and `geometry.py`, which are the reference. What makes it fast
 is that a picture's z-buffer stays in the cache between drawing and shading, and that nothing in the
-inner loop branches on data: which pixels a splat covers can't be predicted.
+inner loop branches on data: which pixels a splat covers can't be predicted. It is compiled anew in
+every process: numba's files of compiled code are pickles, and name the folder that they were made in.
 """
 
 from __future__ import annotations
@@ -10,23 +11,23 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-PAD = 20
-"""Pixels around a picture, as splats at its border may write beyond it unasked."""
+from .rasterize import LEAST_REACH, MAX_RADIUS, NEAR, PAD
+
 BLOCK = 1024
 """Points projected at once: five numbers each stay in the innermost cache."""
 EMPTY = np.int64(np.iinfo(np.int64).max)
 f32 = np.float32
 HALF, ONE, TWO, ZERO, ROOT_2 = f32(0.5), f32(1), f32(2), f32(0), f32(2**0.5)
+CLOSEST, MOST, LEAST = f32(NEAR), f32(MAX_RADIUS), f32(LEAST_REACH)
 SEEN, UNSEEN_SIDE = np.uint32(255), np.uint32(128)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _project(start, count, x, y, z, radii, M, focal, limits, u, v, depth, reach):
+@njit(nogil=True, error_model="numpy")
+def _project(start, count, x, y, z, radii, M, focal, u, v, depth, reach):
     """Pixel coordinates, depth and splat radius of a block; plain arithmetic that vectorises."""
     a0, a1, a2, a3 = M[0, 0], M[0, 1], M[0, 2], M[0, 3]
     b0, b1, b2, b3 = M[1, 0], M[1, 1], M[1, 2], M[1, 3]
     c0, c1, c2, c3 = M[2, 0], M[2, 1], M[2, 2], M[2, 3]
-    most, least = limits[1], limits[2]
     for j in range(count):
         X, Y, Z = x[start + j], y[start + j], z[start + j]
         d = c0 * X + c1 * Y + c2 * Z + c3
@@ -35,19 +36,19 @@ def _project(start, count, x, y, z, radii, M, focal, limits, u, v, depth, reach)
         v[j] = (b0 * X + b1 * Y + b2 * Z + b3) * inverse
         depth[j] = d
         r = radii[start + j] * inverse * focal
-        r = (r if r < most else most) * ROOT_2
-        reach[j] = r if r > least else least
+        r = (r if r < MOST else MOST) * ROOT_2
+        reach[j] = r if r > LEAST else LEAST
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _scatter(first, count, width, height, limits, keys, u, v, depth, bits, reach):
+@njit(nogil=True, error_model="numpy")
+def _scatter(first, count, width, height, keys, u, v, depth, bits, reach):
     """Keep the smallest (depth, point) key at every pixel centre that a splat covers."""
     stride = np.uint64(width + 2 * PAD)
     one, two = np.uint64(1), np.uint64(2)
-    near, w, h = limits[0], f32(width), f32(height)
+    w, h = f32(width), f32(height)
     for j in range(count):
         x, y, r = u[j], v[j], reach[j]
-        if not (depth[j] > near and x > -r and x < w + r and y > -r and y < h + r):
+        if not (depth[j] > CLOSEST and x > -r and x < w + r and y > -r and y < h + r):
             continue  # NaN fails too
         key = (np.int64(bits[j]) << 32) | (first + j)
         left, top = np.int64(np.ceil(x - r - HALF)), np.int64(np.ceil(y - r - HALF))
@@ -76,7 +77,7 @@ def _scatter(first, count, width, height, limits, keys, u, v, depth, bits, reach
             row += stride
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def _shade(start, count, x, y, z, nx, ny, nz, front, E, d, per_point, show_back, shades):
     """Normal colour in three bytes and visibility in the fourth, for every point of a frame."""
     e00, e01, e02 = E[0, 0], E[0, 1], E[0, 2]
@@ -98,7 +99,7 @@ def _shade(start, count, x, y, z, nx, ny, nz, front, E, d, per_point, show_back,
         shades[j] = red | (green << 8) | (blue << 16) | (state << 24)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def _resolve(
     first, width, height, keys, shades, rgb, blank, ground, partial, normals, state, depth
 ):
@@ -124,17 +125,16 @@ def _resolve(
             depth[p] = 0 if empty else key >> 32
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def draw_frames(
     offsets, x, y, z, radii, nx, ny, nz, front, rgb, M, focal, E, d, per_point, show_back, blank,
-    ground, limits, width, height, partial, normals, state, depth,
+    ground, width, height, partial, normals, state, depth,
 ):  # fmt: skip
     """All frames of one camera: partial, normals [F, 3, H * W], state, depth (as bits) [F, H * W].
 
     x .. front [N], rgb [N] three bytes in a number; offsets [F + 1] of the frames to draw; M [3, 4]
     world to pixels; E [3, 3] world to normal colours; d [3] the camera's place (per point) or the
-    opposite of its axis; limits [3] = NEAR, MAX_RADIUS and LEAST_REACH of rasterize.py (arguments, as
-    numba's cache on disk does not see other files change).
+    opposite of its axis.
     """
     keys = np.empty((height + 2 * PAD) * (width + 2 * PAD), np.int64)
     u, v = np.empty(BLOCK, f32), np.empty(BLOCK, f32)
@@ -149,8 +149,8 @@ def draw_frames(
         keys[:] = EMPTY
         for start in range(first, last, BLOCK):
             count = min(BLOCK, last - start)
-            _project(start, count, x, y, z, radii, M, focal, limits, u, v, away, reach)
-            _scatter(start, count, width, height, limits, keys, u, v, away, bits, reach)
+            _project(start, count, x, y, z, radii, M, focal, u, v, away, reach)
+            _scatter(start, count, width, height, keys, u, v, away, bits, reach)
         _shade(first, last - first, x, y, z, nx, ny, nz, front, E, d, per_point, show_back, shades)
         _resolve(
             first, width, height, keys, shades, rgb, blank, ground,

@@ -76,8 +76,11 @@ def load_pack() -> None:
 
 def ours(points, rig, **how):
     """The one place where the pack draws; `how`: device and backend, by default the fastest."""
-    from turnaround.models.geometry import render_conditions
+    from turnaround.models.geometry import COMPILING, fastest_backend, render_conditions
 
+    # As for a long clip: a single frame would not be worth numba's compiling.
+    device = how.get("device", points.positions.device)
+    how.setdefault("backend", fastest_backend(device, COMPILING))
     return render_conditions(points, rig, **how)
 
 

@@ -312,18 +312,21 @@ def test_background_is_as_asked(ground, byte):
         assert (picture[:, empty] == byte).all()
 
 
+LARGE = geometry.COMPILING
+
+
 def test_a_broken_optional_package_leaves_the_drawing_to_torch(monkeypatch):
     def broken(*_):
         raise OSError("no compiler")
 
     monkeypatch.setitem(DRAW, "numba", broken)
     geometry._works.cache_clear()
-    assert geometry.fastest_backend(torch.device("cpu")) == "torch"
-    assert (render_conditions(front_half(count=50), rig(0)).visibility == SEEN).any()
+    assert geometry.fastest_backend(torch.device("cpu"), LARGE) == "torch"
     geometry._works.cache_clear()
 
 
-def test_the_compiled_way_is_taken_where_it_works():
+def test_the_compiled_way_is_taken_where_it_works_and_pays():
     pytest.importorskip("numba")
     geometry._works.cache_clear()
-    assert geometry.fastest_backend(torch.device("cpu")) == "numba"
+    assert geometry.fastest_backend(torch.device("cpu"), LARGE) == "numba"
+    assert geometry.fastest_backend(torch.device("cpu"), LARGE - 1) == "torch"
