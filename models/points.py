@@ -174,20 +174,18 @@ def erode(
 
 def _body_box(points: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Middle [3] and size [3] of the seen surface, medians over the frames that show any."""
-    boxes = []
-    for frame, mask in zip(points, valid, strict=True):
-        if mask.any():
-            seen = frame[:, mask]
-            low, high = seen.amin(1), seen.amax(1)
-            boxes.append(torch.stack([(low + high) / 2, high - low]))
-    middle, size = torch.stack(boxes).median(0).values
-    return middle, size
+    shown = valid.flatten(1).any(1)
+    points, outside = points[shown], ~valid[shown, None]
+    low = points.masked_fill(outside, torch.inf).amin((2, 3))
+    high = points.masked_fill(outside, -torch.inf).amax((2, 3))
+    return ((low + high) / 2).median(0).values, (high - low).median(0).values
 
 
 def _centre(points: Tensor, valid: Tensor, middle: Tensor, height: Tensor) -> Tensor:
     """[3] the performer's centre over the clip, behind the seen surface by half a body."""
-    depth = torch.stack([f[2, m].median() for f, m in zip(points, valid, strict=True) if m.any()])
-    return torch.stack([middle[0], middle[1], depth.median() + HALF_THICKNESS * height])
+    depth = points[:, 2].masked_fill(~valid, torch.nan).flatten(1).nanmedian(1).values
+    middle_depth = depth[depth.isfinite()].median()
+    return torch.stack([middle[0], middle[1], middle_depth + HALF_THICKNESS * height])
 
 
 WALLS, RIM = 6, 2
