@@ -44,18 +44,9 @@ FLAGSHIP = ROOT / "workflows" / "01_performer_turnaround.json"
 # torchvision exists only for the registry's own torch, so both come from there.
 REQUIREMENTS = ["torch>=2.14", "torchvision", "requests", "setuptools"]
 DEV_REQUIREMENTS = [
-    *(
-        "pytest",
-        "ruff",
-        "playwright",
-        "psutil",
-        "aiohttp",
-        "diffusers",
-        "comfy-cli",
-        "scikit-image",
-    ),
-    *("numba", "timm"),
-]
+    "pytest", "ruff", "playwright", "psutil", "aiohttp", "diffusers", "comfy-cli", "scikit-image",
+    "numba", "timm",
+]  # fmt: skip
 # Asks for a second OpenCV wheel, beside the one that the pack brings.
 WITHOUT_THEIR_DEPENDENCIES = ["controlnet-aux==0.0.10"]
 SKIPPED_HOST_REQUIREMENTS = ("torchaudio",)

@@ -286,13 +286,9 @@ def cloud_depth(
     height: int,
 ) -> Tensor:  # [F, height, width] metres; 0 = no point
     """The seen points' depth in their own camera; the nearest wins."""
-    source = cloud.source.resized(width, height)
-    T, K = source.T_camera_world[0], source.K[0]
     seen = cloud.confidences > 0
-    frame = torch.arange(cloud.frame_count, device=seen.device)
-    frame = frame.repeat_interleave(cloud.frame_offsets.diff())[seen]
-    points = cloud.positions[seen] @ T[:3, :3].T + T[:3, 3]
-    return _scattered(frame, points @ K.T, cloud.frame_count, width, height)
+    frame, points = cloud.frame_numbers()[seen], cloud.in_source(width, height)[seen]
+    return _scattered(frame, points, cloud.frame_count, width, height)
 
 
 def _scattered(frame: Tensor, points: Tensor, count: int, width: int, height: int) -> Tensor:

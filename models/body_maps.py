@@ -25,7 +25,7 @@ from .cameras import Rig
 from .geometry import BACKGROUND, EMPTY, SEEN, UNSEEN_SIDE, encode_normals
 from .performer import vertex_normals
 from .rasterize_mesh import NEAR, Fragments, rasterize_mesh
-from .views import LATENT_STRIDE
+from .views import LATENT_STRIDE, to_bytes
 
 UnseenNormals = Literal["kept", "black"]
 OnStep = Callable[[int, int], None]
@@ -97,11 +97,6 @@ def pose_colors(
     """Template coordinates with the box's middle at 0.5; one scale for all axes, the longest's."""
     low, high = rest.amin(0), rest.amax(0)
     return 0.5 + (rest - (low + high) / 2) / (high - low).amax()
-
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """0..1 as 0..255; what lies outside is cut off."""
-    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def latent_starts(frames: int) -> Tensor:  # [F] int64

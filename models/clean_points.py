@@ -10,12 +10,12 @@ one beyond it would have it. A ramp's pixel has company along the outline, and n
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .depth import near_is_white
 from .geometry import encode_normals
 from .points import (
     ERODED,
@@ -28,6 +28,7 @@ from .points import (
     Surface,
     erode,
 )
+from .relief import box
 from .views import label_pictures
 
 AROUND = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
@@ -142,9 +143,8 @@ def accumulate_static(
     z = masks.new_zeros(count * H * W).index_put_((place[seen],), depth[seen])
     colors = masks.new_zeros(count * H * W, 3).index_put_((place[seen],), cloud.colors[seen])
     giver = _givers(z.view(count, -1), colors.view(count, -1, 3), (masks <= 0.5).flatten(1))
-    order = place.argsort(
-        stable=True
-    )  # the points of a pixel, guessed ones behind it too, together
+    # The points of a pixel, guessed ones behind it too, together.
+    order = place.argsort(stable=True)
     held = torch.bincount(place, minlength=count * H * W)
     first = held.cumsum(0) - held
     to_frame, to_pixel = (giver >= 0).nonzero().unbind(1)
@@ -155,24 +155,15 @@ def accumulate_static(
     added = order[first[source].repeat_interleave(many) + step]
     chosen = torch.cat([torch.arange(len(frame), device=frame.device), added])
     frame = torch.cat([frame, to_frame.repeat_interleave(many)])
-    chosen = chosen[frame.argsort(stable=True)]
-    parts = {
-        n: getattr(cloud, n)[chosen]
-        for n in ("positions", "normals", "colors", "radii", "confidences")
-    }
     offsets = F.pad(torch.bincount(frame, minlength=count).cumsum(0), (1, 0))
-    return replace(cloud, **parts, frame_offsets=offsets)
+    return cloud.select(chosen[frame.argsort(stable=True)], offsets)
 
 
 def _source_pixels(cloud: OrientedPoints, H: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel number, frame and depth of every point in the camera that saw it."""
-    source = cloud.source.resized(W, H)
-    T, K = source.T_camera_world[0], source.K[0]
-    at = (cloud.positions @ T[:3, :3].T + T[:3, 3]) @ K.T
+    at = cloud.in_source(W, H)
     x, y = ((at[:, i] / at[:, 2]).floor().long() for i in (0, 1))
-    frame = torch.arange(cloud.frame_count, device=at.device)
-    frame = frame.repeat_interleave(cloud.frame_offsets.diff())
-    return y.clamp(0, H - 1) * W + x.clamp(0, W - 1), frame, at[:, 2]
+    return y.clamp(0, H - 1) * W + x.clamp(0, W - 1), cloud.frame_numbers(), at[:, 2]
 
 
 def _givers(
@@ -219,19 +210,16 @@ def stage_pictures(
     """Every frame from left to right, cut out around the performer: the clip with the mask's
     outline, depth (near is white), its normals, the normals that are kept, and the fate of every
     pixel."""
-    depth = surface.points[:, 2]
-    order = depth[surface.known].sort().values
-    near, far = order[int(0.01 * (len(order) - 1))], order[int(0.99 * (len(order) - 1))]
+    white = near_is_white(surface.points[:, 2], surface.known)
     window = _window(masks > 0.5)
     rows = []
     for f in range(len(frames)):
         part = (slice(f, f + 1), ..., *window)
         known, kept = surface.known[part][:, None], (surface.fate[part] == KEPT)[:, None]
-        white = 1 - 0.8 * ((depth[part] - near) / (far - near).clamp(min=1e-3)).clamp(0, 1)
         normals = encode_normals(surface.normals[part].movedim(1, -1)).movedim(-1, 1)
         tiles = {
             "mask": _outlined(frames[part], masks[part] > 0.5),
-            "depth": (white[:, None] * known).expand(-1, 3, -1, -1),
+            "depth": white[part][:, None].expand(-1, 3, -1, -1),
             "normals": torch.where(known, normals, 0.5),
             "normals kept": torch.where(kept, normals, 0.5),
         }
@@ -242,13 +230,9 @@ def stage_pictures(
 
 def _window(inside: Tensor) -> tuple[slice, slice]:  # rows, columns
     """Where the performer is in any frame, with a margin."""
-    spans = []
-    rows = inside.any(0).any(1).nonzero()[:, 0]
-    margin = max(2, round(MARGIN * int(rows[-1] - rows[0] + 1)))
-    for d, size in ((1, inside.shape[1]), (0, inside.shape[2])):
-        used = inside.any(0).any(d).nonzero()[:, 0]
-        spans.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + 1 + margin)))
-    return spans[0], spans[1]
+    rows, columns = box(inside)
+    margin = max(2, round(MARGIN * (rows.stop - rows.start)))
+    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in (rows, columns))
 
 
 def _tile(pictures: Tensor) -> Tensor:

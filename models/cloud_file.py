@@ -14,7 +14,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from .cameras import framing_distance, orbit_rig
 from .geometry import render_conditions
 from .points import OrientedPoints
+from .views import to_bytes
 
 Axes = Literal["y up (most programs)", "z up (Blender)", "y down (Turnaround, COLMAP)"]
 AXES: tuple[str, ...] = get_args(Axes)
@@ -57,28 +58,12 @@ def finite(
     if keep.all():
         return cloud, 0
     before = F.pad(keep.cumsum(0), (1, 0))
-    return _select(cloud, keep, before[cloud.frame_offsets]), int((~keep).sum())
-
-
-def _select(
-    cloud: OrientedPoints,
-    chosen: Tensor | slice,  # [N] bool, or which points
-    frame_offsets: Tensor,  # of what is left
-) -> OrientedPoints:
-    return replace(
-        cloud,
-        positions=cloud.positions[chosen],
-        normals=cloud.normals[chosen],
-        colors=cloud.colors[chosen],
-        radii=cloud.radii[chosen],
-        confidences=cloud.confidences[chosen],
-        frame_offsets=frame_offsets,
-    )
+    return cloud.select(keep, before[cloud.frame_offsets]), int((~keep).sum())
 
 
 def _bytes(values: Tensor) -> np.ndarray:
     """0..1 as uint8."""
-    return (values.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return to_bytes(values).cpu().numpy()
 
 
 # ---- PLY ----
@@ -312,7 +297,7 @@ def turntable(
     counts = cloud.frame_offsets.diff()
     filled = counts.nonzero()[:, 0]
     f = int(filled[(filled - cloud.frame_count // 2).abs().argmin()])
-    one = _select(cloud, cloud.frame(f), F.pad(counts[f : f + 1], (1, 0)))
+    one = cloud.select(cloud.frame(f), F.pad(counts[f : f + 1], (1, 0)))
     width, height = TURNTABLE_SIZE
     distance = framing_distance(*one.extent(), TURNTABLE_FOV, width, height)
     azimuths = torch.arange(TURNTABLE_VIEWS) * (2 * torch.pi / TURNTABLE_VIEWS)

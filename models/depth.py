@@ -56,6 +56,19 @@ def _relief(unit: Tensor, near_is_white: bool, person_height: float) -> Tensor:
     return ((1 - unit if near_is_white else unit) - 0.5) * THICKNESS * person_height
 
 
+def near_is_white(
+    metres: Tensor,  # [F, H, W]
+    known: Tensor,  # [F, H, W] bool
+) -> Tensor:  # [F, H, W] 0..1
+    """Depth of the whole clip from white (near) to dark grey (far); unknown is black."""
+    if not known.any():
+        return torch.zeros_like(metres)
+    order = metres[known].sort().values
+    near, far = order[int(0.01 * (len(order) - 1))], order[int(0.99 * (len(order) - 1))]
+    white = 1 - 0.8 * ((metres - near) / (far - near).clamp(min=1e-3)).clamp(0, 1)
+    return torch.where(known, white, 0.0)
+
+
 def depth_at(
     depth: Tensor,  # [F, H, W] relative
     masks: Tensor,  # [F, H, W] 0..1

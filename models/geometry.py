@@ -28,6 +28,7 @@ from .cameras import Rig
 from .points import OrientedPoints
 from .rasterize import EMPTY as NO_POINT
 from .rasterize import splat
+from .views import to_bytes
 
 log = logging.getLogger("turnaround")
 
@@ -106,7 +107,7 @@ class Splats:
     @classmethod
     def of(cls, points: OrientedPoints, device: torch.device) -> Splats:
         bytes_ = torch.zeros(len(points.radii), 4, dtype=torch.uint8, device=points.radii.device)
-        bytes_[:, :3] = (points.colors.clamp(0, 1) * 255).round()
+        bytes_[:, :3] = to_bytes(points.colors)
         parts = (
             points.positions.T.contiguous(), points.normals.T.contiguous(), points.radii,
             points.confidences > 0, bytes_.view(torch.int32)[:, 0],

@@ -8,7 +8,7 @@ the depth itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,27 @@ class OrientedPoints:
     def frame(self, f: int) -> slice:
         """Where the points of frame f stand."""
         return slice(int(self.frame_offsets[f]), int(self.frame_offsets[f + 1]))
+
+    def frame_numbers(self) -> Tensor:  # [N] int64
+        """Which frame a point belongs to."""
+        frames = torch.arange(self.frame_count, device=self.positions.device)
+        return frames.repeat_interleave(self.frame_offsets.diff())
+
+    def in_source(self, width: int, height: int) -> Tensor:  # [N, 3] x z, y z, z
+        """Homogeneous pixels (last: metres) in the source camera with pictures of this size."""
+        source = self.source.resized(width, height)
+        T, K = source.T_camera_world[0], source.K[0]
+        return (self.positions @ T[:3, :3].T + T[:3, 3]) @ K.T
+
+    def select(
+        self,
+        chosen: Tensor | slice,  # [N] bool, [M] int64 or a slice: which points
+        frame_offsets: Tensor,  # of what is left
+    ) -> OrientedPoints:
+        """Some of the points, in the order given."""
+        parts = ("positions", "normals", "colors", "radii", "confidences")
+        left = {name: getattr(self, name)[chosen] for name in parts}
+        return replace(self, **left, frame_offsets=frame_offsets)
 
     def extent(self) -> tuple[float, float]:
         """Half-width (largest horizontal distance from the up axis) and half-height, metres.

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .points import GRAZING_COSINE, edge_jump, normals_from_depth, unproject_depth
+from .relief import box
 
 STEPS, TOLERANCE = 300, 1e-3
 """A tolerance of 1e-3 leaves 0.02 mm, on average, on a performer of 512x512; 1e-4 takes twice as long."""
@@ -64,7 +65,7 @@ def refine_depth(
         return refined
     rays = unproject_depth(torch.ones_like(depth[:1]), K)
     unit = unit_normals(normals)
-    rows, columns = (_span(inside.any(0).any(d)) for d in (1, 0))  # nobody solves for background
+    rows, columns = box(inside)  # nobody solves for background
     size = (rows.stop - rows.start) * (columns.stop - columns.start)
     step = max(1, CHUNK_PIXELS.get(depth.device.type, 1 << 18) // size)
     for f in range(0, len(depth), step):
@@ -149,11 +150,6 @@ def unit_normals(normals: Tensor) -> Tensor:  # [F, 3, H, W]
     """Unit length; 0 where a normal is too faint, or not a number, to say anything."""
     normals = normals.float().nan_to_num(0, 0, 0)
     return F.normalize(normals, dim=1) * (normals.norm(dim=1, keepdim=True) > FAINT)
-
-
-def _span(used: Tensor) -> slice:
-    places = used.nonzero()[:, 0]
-    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def _refine(

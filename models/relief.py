@@ -46,17 +46,23 @@ def inflate(
     if solid.any():
         halvings = max(0, math.ceil(math.log2(min(masks.shape[-2:]) / COARSEST)))
         # Nothing happens outside of the performer's box, which is a third of most pictures.
-        box = (slice(None), *(_span(solid.any(0).any(d), 2**halvings) for d in (1, 0)))
-        height[box] = _inflate(solid[box], halvings)
+        part = (slice(None), *(_cells(s, 2**halvings) for s in box(solid)))
+        height[part] = _inflate(solid[part], halvings)
     return height
 
 
-def _span(used: Tensor, cell: int) -> slice:
-    """From the first to the last, by whole cells of the pyramid's top and one more on each side."""
-    places = used.nonzero()[:, 0]
-    first, last = int(places[0]), int(places[-1]) + 1
-    first, last = first // cell - 1, -(-last // cell) + 1
-    return slice(max(0, first * cell), min(last * cell, len(used)))
+def box(
+    inside: Tensor,  # [F, H, W] bool, not empty
+) -> tuple[slice, slice]:  # rows, columns
+    """The smallest that holds the performer in all frames."""
+    used = (inside.any(0).any(d).nonzero()[:, 0] for d in (1, 0))
+    rows, columns = (slice(int(places[0]), int(places[-1]) + 1) for places in used)
+    return rows, columns
+
+
+def _cells(span: slice, cell: int) -> slice:
+    """By whole cells of the pyramid's top, and one more on each side."""
+    return slice(max(0, (span.start // cell - 1) * cell), (-(-span.stop // cell) + 1) * cell)
 
 
 def _inflate(solid: Tensor, halvings: int) -> Tensor:  # [F, h, w] bool -> pixels

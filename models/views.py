@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,6 +60,12 @@ class Views:
 
     def __len__(self) -> int:
         return self.frames.shape[0]
+
+    @cached_property
+    def depth_range(self) -> tuple[float, float]:
+        """Nearest and farthest of all views, metres; of depth alone."""
+        known = self.frames[self.frames > 0]
+        return (float(known.amin()), float(known.amax())) if len(known) else (0.0, 0.0)
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         rig = self.rig._comfy_cache_tensors() if self.rig is not None else []
@@ -189,12 +196,14 @@ def as_pictures(views: Views, v: int | slice = slice(None)) -> Tensor:  # [V, F,
         return chosen.float() / 255
     if views.frames.shape[2] == 3:
         return chosen.float().clamp(0, 1)
-    known = views.frames[views.frames > 0]
-    if not len(known):
-        return torch.zeros_like(chosen).expand(*chosen.shape[:-3], 3, -1, -1)
-    near, far = known.amin(), known.amax()
-    bright = 1 - 0.8 * (chosen - near) / (far - near).clamp(min=1e-6)
+    near, far = views.depth_range
+    bright = 1 - 0.8 * (chosen.float() - near) / max(far - near, 1e-6)
     return torch.where(chosen > 0, bright, 0.0).expand(*chosen.shape[:-3], 3, -1, -1)
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """0..1 as 0..255; what lies outside is cut off."""
+    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def view_labels(views: Views) -> tuple[str, ...]:

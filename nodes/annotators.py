@@ -9,7 +9,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
-from PIL import ImageDraw
 from torch import Tensor
 
 from ..models.annotators import (
@@ -30,10 +29,9 @@ from ..models.annotators import (
     working_memory,
 )
 from ..models.geometry import encode_normals
-from ..models.human_frames import OPENPOSE_BONES
 from ..models.views import Views, as_pictures
 from . import run
-from .human import CATEGORY, POSE, hue, pixels_of
+from .human import CATEGORY, POSE, draw_bones, pixels_of
 from .sockets import VIEWS
 from .views import frames_to_image, image_to_frames
 
@@ -244,12 +242,8 @@ def skeletons(pictures: Tensor, poses: list[Tensor]) -> Tensor:  # [F, 3, H, W]
     drawn = []
     for picture, people in zip(pictures.cpu(), poses, strict=True):
         image = run.to_pil(0.5 * picture)
-        pen = ImageDraw.Draw(image)
         for person in people.tolist():
-            for n, (a, b) in enumerate(OPENPOSE_BONES):
-                if min(person[a][2], person[b][2]) > 0:
-                    ends = [*person[a][:2], *person[b][:2]]
-                    pen.line(ends, fill=hue(n / len(OPENPOSE_BONES)), width=width)
+            draw_bones(image, person, [point[2] > 0 for point in person], width)
         drawn.append(pixels_of(image))
     return torch.stack(drawn)
 

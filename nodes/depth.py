@@ -17,7 +17,7 @@ from ..models.align_depth import (
 )
 from ..models.cameras import intrinsics
 from ..models.clean_points import smeared
-from ..models.depth import depth_at, grey_depth, without_blanks
+from ..models.depth import depth_at, grey_depth, near_is_white, without_blanks
 from ..models.geometry import encode_normals
 from ..models.points import OrientedPoints, normals_from_depth, unproject_depth
 from ..models.refine_depth import (
@@ -133,8 +133,12 @@ class AlignDepth(io.ComfyNode):
         result = found[best]
         notes.insert(0, _describe(result, kinds[best], with_what, guessed))
         note = run.say(cls, "; ".join(notes))
-        tiles = {with_what: _near_white(target * (masks > 0.5)), "depth": _stretched(values),
-                 "result": _near_white(result.metres)}  # fmt: skip
+        known = (masks > 0.5) & target.isfinite() & (target > 0)
+        tiles = {
+            with_what: near_is_white(target, known),
+            "depth": _stretched(values),
+            "result": near_is_white(result.metres, result.metres > 0),
+        }
         rig = rig.resized(values.shape[2], values.shape[1]) if rig is not None else None
         out = Views(result.metres[None, :, None], masks[None], rig, fps)
         return io.NodeOutput(out, _side_by_side({k: _grey(t) for k, t in tiles.items()}), note)
@@ -304,16 +308,6 @@ def _stretched(values: Tensor) -> Tensor:  # [F, H, W] 0..1
     known = values.isfinite()
     low, high = values[known].min(), values[known].max()
     return torch.where(known, (values - low) / (high - low).clamp(min=1e-6), 0.0)
-
-
-def _near_white(metres: Tensor) -> Tensor:  # [F, H, W] 0..1
-    known = metres.isfinite() & (metres > 0)
-    if not known.any():
-        return torch.zeros_like(metres)
-    order = metres[known].sort().values
-    near, far = order[int(0.01 * (len(order) - 1))], order[int(0.99 * (len(order) - 1))]
-    white = 1 - 0.8 * ((metres - near) / (far - near).clamp(min=1e-3)).clamp(0, 1)
-    return torch.where(known, white, 0.0)
 
 
 def _grey(pictures: Tensor) -> Tensor:

@@ -238,15 +238,23 @@ def overlay(pictures: Tensor, humans: Humans) -> Tensor:  # [F, 3, H, W]
     drawn = []
     for picture, xy, c in zip(dimmed, points.tolist(), sure.tolist(), strict=True):
         image = run.to_pil(picture)
-        pen = ImageDraw.Draw(image)
-        for n, (a, b) in enumerate(OPENPOSE_BONES):
-            if min(c[a], c[b]) >= SURE:
-                pen.line([*xy[a], *xy[b]], fill=hue(n / len(OPENPOSE_BONES)), width=width)
+        draw_bones(image, xy, [sure >= SURE for sure in c], width)
         drawn.append(pixels_of(image))
     return torch.stack(drawn)
 
 
-def hue(share: float) -> tuple[int, int, int]:
+def draw_bones(
+    image: Image.Image, points: list[list[float]], found: list[bool], width: int
+) -> None:
+    """Lines between OpenPose's points where both ends were found."""
+    pen = ImageDraw.Draw(image)
+    for n, (a, b) in enumerate(OPENPOSE_BONES):
+        if found[a] and found[b]:
+            ends = [*points[a][:2], *points[b][:2]]
+            pen.line(ends, fill=_hue(n / len(OPENPOSE_BONES)), width=width)
+
+
+def _hue(share: float) -> tuple[int, int, int]:
     """The rainbow that pose pictures use."""
     phases = (math.cos(2 * math.pi * (share - shift)) for shift in (0, 1 / 3, 2 / 3))
     return tuple(round(255 * min(1.0, max(0.0, 0.5 + p))) for p in phases)

@@ -33,6 +33,7 @@ from ..performer import (
 )
 from ..performer_light import DEFAULT_LIGHTING, Lighting, draw_lighting
 from ..points import OrientedPoints, points_from_depth
+from ..views import to_bytes
 from .scenes import LiveScenes, Scene, SceneFolder, Scenes, save_scene
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ def _at_true_place(cloud: OrientedPoints, source: Rig) -> OrientedPoints:
     return replace(cloud, positions=cloud.positions + offset, source=source)
 
 
-def _to_bytes(t: Tensor) -> Tensor:  # [V, F, C, H, W] -> [V, F, H, W, C] uint8
-    return (t.movedim(2, -1) * 255).round().clamp(0, 255).to(torch.uint8).contiguous()
+def _channels_last(pictures: Tensor) -> Tensor:  # [V, F, C, H, W] -> [V, F, H, W, C]
+    return pictures.movedim(2, -1).contiguous()
 
 
 def render_scene(
@@ -128,10 +129,10 @@ def render_scene(
         strict=True,
     )  # fmt: skip
     return Scene(
-        frames=_to_bytes(torch.stack(truth)),
-        partial=conditions.partial.movedim(2, -1).contiguous(),
-        normals=conditions.normals.movedim(2, -1).contiguous(),
-        masks=(torch.stack(masks) * 255).round().to(torch.uint8),
+        frames=_channels_last(to_bytes(torch.stack(truth))),
+        partial=_channels_last(conditions.partial),
+        normals=_channels_last(conditions.normals),
+        masks=to_bytes(torch.stack(masks)),
     )
 
 

@@ -19,6 +19,15 @@ else:
     comfy.cli_args.args.cpu = True
     import nodes  # noqa: F401  (ComfyUI's own, so that folder_paths and friends are set up)
 
+    # Notes go out through ComfyUI's server, which wants its own package `utils`, as main.py imports it;
+    # ComfyUI's nodes.py has put comfy/, with its utils.py, before it on the path.
+    if not hasattr(sys.modules.get("utils"), "__path__"):
+        sys.modules.pop("utils", None)
+        sys.path.insert(0, str(tree))
+        import utils.install_util  # noqa: F401
+
+        sys.path.pop(0)
+
 
 @pytest.fixture(autouse=True)
 def _inference_mode():

@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import math
 import os
-import sys
 from types import SimpleNamespace
 
 import comfy.model_management as mm
@@ -20,15 +19,6 @@ from turnaround.models.views import Views
 from turnaround.nodes import body as nodes
 from turnaround.nodes import run
 from turnaround.nodes.views import PreviewViews, SamplePerformer
-
-# Notes go out through ComfyUI's server, which wants its own package `utils`, as main.py imports it;
-# ComfyUI's nodes.py has put comfy/, with its utils.py, before it on the path.
-if not hasattr(sys.modules.get("utils"), "__path__"):
-    sys.modules.pop("utils", None)
-    sys.path.insert(0, os.environ["COMFYUI_DIR"])
-    import utils.install_util  # noqa: F401
-
-    sys.path.pop(0)
 
 FIGURE = torch.tensor([[-0.3, 0.0, 0], [0.3, 0, 0], [0, 1.7, 0], [0, 0.5, 0.2]])
 FACES = torch.tensor([[0, 1, 3], [1, 2, 3], [2, 0, 3], [0, 2, 1]])

@@ -1,8 +1,6 @@
 """The geometry nodes: what is guessed is said, what cannot work is one sentence."""
 
 import math
-import os
-import sys
 
 import pytest
 import torch
@@ -12,15 +10,6 @@ from turnaround.models.views import Views
 from turnaround.nodes import run
 from turnaround.nodes.conditions import RenderConditions
 from turnaround.nodes.geometry import CONVENTIONS, PerformerGeometry
-
-# Notes go out through ComfyUI's server, which wants its own package `utils`, as main.py imports it;
-# ComfyUI's nodes.py has put comfy/, with its utils.py, before it on the path.
-if not hasattr(sys.modules.get("utils"), "__path__"):
-    sys.modules.pop("utils", None)
-    sys.path.insert(0, os.environ["COMFYUI_DIR"])
-    import utils.install_util  # noqa: F401
-
-    sys.path.pop(0)
 
 SIZE, FRAMES = 48, 5
 FOV = math.radians(30)
