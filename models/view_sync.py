@@ -1,22 +1,28 @@
-"""View sync: attention between the views of one moment (MV-Performer's sync attention).
+"""View sync: attention between the views of a scene (MV-Performer's sync attention).
 
-Two forms. Trained: a layer of our own after a DiT block, in which the tokens of all views at one
-latent frame attend to each other, without any camera embedding; its last projection starts at zero,
-so an untrained layer changes nothing. Training-free: the block's own self-attention with keys and
-values extended over the views, added as A = (A_self + s A_views) / (1 + s) (MVAnimate's additive
-alignment of two attentions, a non-expansive step).
+Two forms. Trained: a layer of our own after a DiT block, in which the tokens of all views attend to
+each other, without any camera embedding; its last projection starts at zero, so an untrained layer
+changes nothing. Training-free: the block's own self-attention with keys and values taken over the
+views, added as A = (A_self + s A_views) / (1 + s) (MVAnimate's additive alignment of two
+attentions, a non-expansive step).
 
-The performer's own video can be one more view, clean and at timestep 0: then it is item 0 of every
+Who looks at whom is the same three modes in both: "frame", all views of one latent frame (as
+MV-Performer); "dense", all views at all latent frames; "weighted", as "frame" with MVAnimate's
+weights, alpha = softmax over views of w_m <q, k_m>, which is scaling the keys of view m.
+
+The performer's own video can be one more view, clean and at timestep 0: then it is in front of every
 chunk, takes part in sync attention, and its tokens, normalised, follow the text in each block's text
 cross-attention (MV-Performer's ref attention).
 
-Tokens are [n V, L, C]: n conditioning chunks, each with the V views in order (the reference, where
-there is one, counted), L = T h w tokens.
+Tokens are [n V, L, C]: n conditioning chunks, each with its V items in order (clean references, where
+there are some, first), L = T h w tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,25 +32,93 @@ from torch import Tensor, nn
 HEAD_DIM = 128
 """Wan's; ComfyUI derives the number of heads from it."""
 
+MODES = ("frame", "dense", "weighted")
+
+Attention = Callable[..., Tensor]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention, [B, L, C] each; the host's may take its place."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How tokens [n V, T h w, C] divide into chunks, views and moments, and who looks at whom."""
+
+    views: int
+    """V, the items of one chunk that take part."""
+    grid: tuple[int, int, int]
+    """T, h, w with T h w = L."""
+    mode: str = "frame"
+    weights: Tensor | None = None
+    """[V] > 0, on the keys of every view; of mode "weighted"."""
+    cameras: Tensor | None = None
+    """[V, 4, 4] T_camera_world, for layers that were trained with cameras."""
+    numbers: Tensor | None = None
+    """[V] place of every item in the whole rig, for layers whose RoPE counts views."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode}.")
+        if self.mode == "weighted" and (self.weights is None or len(self.weights) != self.views):
+            given = "none" if self.weights is None else str(len(self.weights))
+            raise ValueError(
+                f"Mode 'weighted' needs one weight for each of the {self.views} views, got {given}: "
+                "connect View Weights made with the same rig."
+            )
+
+
+def across_views(
+    attention: Attention,  # (q, k, v, heads) -> [B, L, C]
+    q: Tensor,  # [n V, L, C]
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    layout: Layout,
+) -> Tensor:  # [n V, L, C]
+    """Every token's attention to the tokens of all views that its mode lets it see."""
+    T, h, w = layout.grid
+    sizes = {"v": layout.views, "t": T, "p": h * w}
+    if layout.mode == "weighted":
+        scale = layout.weights.to(k).repeat(len(k) // layout.views)
+        k = k * scale[:, None, None]
+    apart = "(n v) (t p) c"
+    joined = "n (v t p) c" if layout.mode == "dense" else "(n t) (v p) c"
+    q, k, v = (rearrange(x, f"{apart} -> {joined}", **sizes) for x in (q, k, v))
+    return rearrange(attention(q, k, v, heads), f"{joined} -> {apart}", **sizes)
+
+
+def aligned(own: Tensor, across: Tensor, strength: float) -> Tensor:
+    """MVAnimate's additive alignment of two attentions, (A_self + s A_views) / (1 + s)."""
+    return (own + strength * across) / (1 + strength)
+
 
 def rotate(
     x: Tensor,  # [B, L, heads, d]
     pe: Tensor,  # [1, L, 1, d / 2, 2, 2]
 ) -> Tensor:
     """Rotary position embedding in ComfyUI's layout: pairs of neighbouring channels."""
-    pairs = x.float().unflatten(-1, (-1, 1, 2))
-    return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).flatten(-2).to(x.dtype)
+    # As complex numbers in one pass: half the time of two products and a sum.
+    turns = torch.complex(pe[..., 0, 0], pe[..., 1, 0])
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
-def _per_token(rows: Tensor, length: int) -> Tensor:
+def per_token(rows: Tensor, length: int) -> Tensor:
     """Modulation rows [B, t, C] for tokens [B, L, C]: one for all, or one a latent frame."""
     if rows.shape[1] == 1:
         return rows
-    return rows.repeat_interleave(length // rows.shape[1], dim=1)
+    # A reference frame in front has no row of its own: as ComfyUI, the last row then covers less.
+    return rows.repeat_interleave(math.ceil(length / rows.shape[1]), dim=1)[:, :length]
 
 
 class SyncLayer(nn.Module):
     """One trained sync layer: x + gate * projector(attention over the views of a latent frame)."""
+
+    place = "after"
+    """Where in the DiT block it acts."""
 
     def __init__(self, dim: int, device=None, dtype=None, operations=nn) -> None:
         super().__init__()
@@ -66,34 +140,19 @@ class SyncLayer(nn.Module):
         x: Tensor,  # [n V, L, C]
         vec: Tensor,  # [n V, 6, C] or [n V, t, 6, C], the block's time modulation
         pe: Tensor,  # [1, L, 1, d / 2, 2, 2]
-        views: int,
-        grid: tuple[int, int, int],  # T, h, w with T h w = L
+        layout: Layout,
     ) -> Tensor:  # [n V, L, C]
         if vec.ndim == 3:
             vec = vec[:, None]
         rows = self.modulation.to(x)[:, None] + vec[:, :, :3].to(x)
-        shift, scale, gate = (_per_token(r, x.shape[1]) for r in rows.unbind(2))
-        y = self.norm(x) * (1 + scale) + shift
-        q, k, v = self.norm_q(self.q(y)), self.norm_k(self.k(y)), self.v(y)
-        q, k = (rearrange(rotate(rearrange(t, "b l (h d) -> b l h d", h=self.heads), pe),
-                          "b l h d -> b l (h d)") for t in (q, k))  # fmt: skip
-        q, k, v = (over_views(t, views, grid, self.heads) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v)
-        return x + gate * self.projector(back_to_tokens(y, views, grid))
-
-
-def over_views(tokens: Tensor, views: int, grid: tuple[int, int, int], heads: int) -> Tensor:
-    """[n V, T h w, C] -> [n T, heads, V h w, d]: one attention a latent frame, over all views."""
-    T, h, w = grid
-    return rearrange(
-        tokens, "(n v) (t h w) (a d) -> (n t) a (v h w) d", v=views, t=T, h=h, w=w, a=heads
-    )
-
-
-def back_to_tokens(tokens: Tensor, views: int, grid: tuple[int, int, int]) -> Tensor:
-    """The inverse of `over_views`."""
-    T, h, w = grid
-    return rearrange(tokens, "(n t) a (v h w) d -> (n v) (t h w) (a d)", v=views, t=T, h=h, w=w)
+        shift, scale, gate = (per_token(r, x.shape[1]) for r in rows.unbind(2))
+        y = torch.addcmul(shift, self.norm(x), 1 + scale)
+        q, k = (
+            rotate(norm(linear(y)).unflatten(-1, (self.heads, -1)), pe).flatten(-2)
+            for norm, linear in ((self.norm_q, self.q), (self.norm_k, self.k))
+        )
+        y = across_views(plain_attention, q, k, self.v(y), self.heads, layout)
+        return torch.addcmul(x, gate, self.projector(y))
 
 
 class ViewSync(nn.Module):
@@ -151,28 +210,17 @@ def sync_layout(
     return state_dict[found["blocks."][0]].shape[0], synced, referring
 
 
-Attention = Callable[..., Tensor]
-
-
 def extended_attention(
     attention: Attention,  # (q, k, v, heads) -> [B, L, C]
     q: Tensor,  # [n V, L, C]
     k: Tensor,
     v: Tensor,
     heads: int,
-    views: int,
-    grid: tuple[int, int, int],
+    layout: Layout,
     strength: float,
 ) -> Tensor:  # [n V, L, C]
     """Training-free sync: (A_self + s A_views) / (1 + s); s = 0 is the plain attention, to the bit."""
     own = attention(q, k, v, heads)
     if strength == 0:
         return own
-    T, h, w = grid
-
-    def together(t: Tensor) -> Tensor:
-        return rearrange(t, "(n v) (t p) c -> (n t) (v p) c", v=views, t=T, p=h * w)
-
-    across = attention(together(q), together(k), together(v), heads)
-    across = rearrange(across, "(n t) (v p) c -> (n v) (t p) c", v=views, t=T, p=h * w)
-    return (own + strength * across) / (1 + strength)
+    return aligned(own, across_views(attention, q, k, v, heads, layout), strength)

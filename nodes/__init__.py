@@ -7,6 +7,7 @@ from . import (
     body,
     cameras,
     cloud,
+    conditioning,
     conditions,
     depth,
     embedded,
@@ -26,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     *conditions.NODES,
     *body.NODES,
     *cloud.NODES,
+    *conditioning.NODES,
     *sampler.NODES,
 ]
 

@@ -6,6 +6,7 @@ override calls the one before it, and all per-run state rides in `transformer_op
 
 import copy
 import math
+from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -14,12 +15,23 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.view_sync import ViewSync, extended_attention, reference_context, sync_layout
+from ..models.view_sync import (
+    Layout,
+    ViewSync,
+    extended_attention,
+    reference_context,
+    sync_layout,
+)
 
 KEY = "turnaround_view_sync"
 REFERENCE = "turnaround_reference"
+"""In `transformer_options`: {"count", "is_seen"} of the references in front of every chunk."""
+TILE = "turnaround_tile"
+"""In `transformer_options`: which views and frames of the whole this run holds (View Windows)."""
+VIEWS_AT_ONCE = "turnaround_views_at_once"
+"""In `transformer_options`: views that a block works on at a time."""
 
 
 def load_sync(path: str) -> ModelPatcher:
@@ -45,6 +57,72 @@ def dit_blocks(model: ModelPatcher) -> list:
     return blocks
 
 
+@dataclass
+class Run:
+    """View sync during one call of the DiT."""
+
+    chunks: int
+    views: int
+    """Of one chunk; guests, which are counted at the tokens, come on top."""
+    grid: tuple[int, int, int]
+    strength: float
+    mode: str
+    weights: Tensor | None
+    cameras: Tensor | None
+    numbers: Tensor | None
+    refers: bool
+    """Text is followed by the reference's tokens."""
+    blocks: nn.ModuleList
+    guests_are_seen: bool = True
+    """References take part in sync attention."""
+    self_attention_is_next: bool = False
+
+    def guests(self, tokens: Tensor) -> int:
+        """References in front of every chunk: counted here, since any wrapper may add some."""
+        return len(tokens) // self.chunks - self.views
+
+    def layout(self, tokens: Tensor) -> Layout:  # [n items, L, C], guests counted
+        """Of the items that take part."""
+        guests = self.guests(tokens) if self.guests_are_seen else 0
+        weights = self.weights
+        if weights is not None:
+            # A reference is what was filmed: it counts as much as the best view.
+            weights = torch.cat([weights.max().expand(guests), weights]).to(tokens.device)
+        grid = self._grid(tokens.shape[1])
+        views = self.views + guests
+        return Layout(views, grid, self.mode, weights, self.cameras, self.numbers)
+
+    def _grid(self, tokens: int) -> tuple[int, int, int]:
+        T, h, w = self.grid
+        ahead, rest = divmod(tokens - T * h * w, h * w)
+        if rest or ahead < 0:
+            raise ValueError(
+                f"The model works on {tokens} tokens a view where the latent has {T * h * w} (it "
+                "adds tokens of its own that are no pictures): view sync can't be used with this "
+                "checkpoint."
+            )
+        # A reference picture of the model's own stands before the clip as one more frame.
+        return T + ahead, h, w
+
+    def apart(self, tokens: Tensor) -> int:
+        """Items in front of every chunk that take no part."""
+        return 0 if self.guests_are_seen else self.guests(tokens)
+
+    def divide(self, *tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """[n V, ...] each as the items that are apart, and the others."""
+        apart = self.apart(tensors[0])
+        chunked = [t.unflatten(0, (self.chunks, -1)) for t in tensors]
+        return tuple(
+            [t[:, part].flatten(0, 1) for t in chunked]
+            for part in (slice(0, apart), slice(apart, None))
+        )
+
+    def join(self, apart: Tensor, others: Tensor) -> Tensor:
+        """The inverse of `divide`."""
+        parts = [t.unflatten(0, (self.chunks, -1)) for t in (apart, others)]
+        return torch.cat(parts, 1).flatten(0, 1)
+
+
 class SyncedBlock:
     """Replaces one DiT block by: whatever was there, then view sync as `key` has it at this run."""
 
@@ -57,31 +135,98 @@ class SyncedBlock:
                 "This kind of Wan model (sound to video) doesn't tell its blocks how the batch "
                 "divides into views: use View Sync with another Wan checkpoint."
             )
-        inner = self.previous or (lambda a, e: e["original_block"](a))
-        state = args["transformer_options"].get(self.key)
-        if state is None:
-            return inner(args, extra)
+        mm.throw_exception_if_processing_interrupted()
+        options = args["transformer_options"]
+        run = options.get(self.key)
+        if run is None:
+            return self._inner(args, extra)
+        run.guests_are_seen = options.get(REFERENCE, {}).get("is_seen", True)
+        alone = run.views + run.guests(args["img"]) - run.apart(args["img"]) == 1
+        off = run.strength == 0 or alone
         if self.sync is None:
-            return inner(args, {**extra, "original_block": _marked(extra["original_block"], state)})
-        args = self._with_reference(args, state)
-        out = inner(args, extra)
-        if state["strength"] == 0:  # a reference alone
-            return out
+            if off:
+                return self._inner(args, extra)
+            marked = {**extra, "original_block": _marked(extra["original_block"], run)}
+            return self._inner(args, marked)
+        args = self._with_reference(args, run)
+        if off:  # it reads the reference, no more
+            return self._in_parts(args, extra, run)
         layer = self.sync.model.blocks[str(self.index)]
-        x = out["img"]
-        synced = layer(x, args["vec"], args["pe"], _items(state, x), _grid(state, x.shape[1]))
-        # At strength 1 the layer's own result, so that it is what training saw.
-        out["img"] = synced if state["strength"] == 1 else x.lerp(synced, state["strength"])
-        return out
+        if layer.place == "before_text":
+            return self._before_text(layer, args, extra, run)
+        out = self._in_parts(args, extra, run)
+        return {**out, "img": self._synced(layer, out["img"], args, run)}
 
-    def _with_reference(self, args: dict, state: dict) -> dict:
+    def _inner(self, args: dict, extra: dict) -> dict:
+        """Whatever was there."""
+        if self.previous is not None:
+            return self.previous(args, extra)
+        return extra["original_block"](args)
+
+    def _in_parts(self, args: dict, extra: dict, run: Run) -> dict:
+        """The block on some views of every chunk at a time: it treats views one by one, so this
+        changes nothing but the memory."""
+        batch, at_once = len(args["img"]), args["transformer_options"].get(VIEWS_AT_ONCE, 0)
+        items = batch // run.chunks
+        # A patch of another pack expects all of them.
+        if not at_once or at_once >= items or self.previous is not None:
+            return self._inner(args, extra)
+
+        def some(value, views: slice):
+            if not isinstance(value, Tensor) or len(value) != batch:
+                return value
+            return value.unflatten(0, (run.chunks, items))[:, views].flatten(0, 1)
+
+        parts = []
+        for start in range(0, items, at_once):
+            views = slice(start, start + at_once)
+            chosen = {k: some(args[k], views) for k in ("img", "txt", "vec")}
+            out = self._inner({**args, **chosen}, extra)
+            parts.append(out["img"].unflatten(0, (run.chunks, -1)))
+        return {**out, "img": torch.cat(parts, 1).flatten(0, 1)}
+
+    def _synced(self, layer: nn.Module, x: Tensor, args: dict, run: Run) -> Tensor:
+        """Tokens with the layer's change added, at this run's strength."""
+        (guests, _), (views, vec) = run.divide(x, args["vec"])
+        synced = layer(views, vec, args["pe"], run.layout(x))
+        # At strength 1 the layer's own result, so that it is what training saw.
+        synced = synced if run.strength == 1 else views.lerp(synced, run.strength)
+        return run.join(guests, synced)
+
+    def _before_text(self, layer: nn.Module, args: dict, extra: dict, run: Run) -> dict:
+        """Sync between the block's self-attention and its text attention.
+
+        The text attention reads x through norm3 and is added to x: so norm3 is handed the
+        synchronised x, and the change is added to what the text attention gives.
+        """
+        block, change = run.blocks[self.index], []
+
+        def before(_module, inputs):
+            x = inputs[0]
+            synced = self._synced(layer, x, args, run)
+            change.append(synced - x)
+            return (synced, *inputs[1:])
+
+        def after(_module, _inputs, output):
+            return output + change.pop()
+
+        hooks = [
+            block.norm3.register_forward_pre_hook(before),
+            block.cross_attn.register_forward_hook(after),
+        ]
+        try:
+            return self._inner(args, extra)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _with_reference(self, args: dict, run: Run) -> dict:
         """The block's arguments, the reference's tokens behind the text where they were trained."""
         norms = self.sync.model.references
-        if not state["refers"] or str(self.index) not in norms:
+        if not run.refers or str(self.index) not in norms:
             return args
-        norm = norms[str(self.index)]
-        context = reference_context(args["txt"], args["img"], norm, _items(state, args["img"]))
-        return {**args, "txt": context}
+        norm, items = norms[str(self.index)], len(args["img"]) // run.chunks
+        return {**args, "txt": reference_context(args["txt"], args["img"], norm, items)}
 
     def __deepcopy__(self, memo: dict) -> "SyncedBlock":
         # ComfyUI deep-copies patches whenever a model is cloned; the weights must stay shared.
@@ -97,34 +242,19 @@ class SyncedBlock:
         return [*before, *([self.sync] if self.sync is not None else [])]
 
 
-def _marked(original_block, state: dict):
+def _marked(original_block, run: Run):
     """The block, with a mark on its first attention call, which is its self-attention."""
 
     def block(args: dict) -> dict:
-        state["self_attention_is_next"] = True
+        run.self_attention_is_next = True
         out = original_block(args)
-        state["self_attention_is_next"] = False
+        run.self_attention_is_next = False
         return out
 
     return block
 
 
-def _items(state: dict, tokens: Tensor) -> int:
-    """Views in one chunk, a reference counted: seen here, since any wrapper may add one."""
-    return len(tokens) // state["chunks"]
-
-
-def _grid(state: dict, tokens: int) -> tuple[int, int, int]:
-    grid = state["grid"]
-    if math.prod(grid) != tokens:
-        raise ValueError(
-            f"The model works on {tokens} tokens a view where the latent has {math.prod(grid)} "
-            "(it adds reference tokens of its own): view sync can't be used with this checkpoint."
-        )
-    return grid
-
-
-def _attention_override(state: dict, previous):
+def _attention_override(run: Run, previous):
     """The training-free form: extends the self-attention of every marked block."""
 
     def override(func, q, k, v, heads, **kwargs):
@@ -133,73 +263,98 @@ def _attention_override(state: dict, previous):
                 return previous(func, q, k, v, heads, **kwargs)
             return func(q, k, v, heads, **kwargs)
 
-        if not state["self_attention_is_next"]:
+        if not run.self_attention_is_next:
             return attention(q, k, v, heads)
-        state["self_attention_is_next"] = False
-        grid = _grid(state, q.shape[1])
-        return extended_attention(
-            attention, q, k, v, heads, _items(state, q), grid, state["strength"]
-        )
+        run.self_attention_is_next = False
+        guests, views = run.divide(q, k, v)
+        out = extended_attention(attention, *views, heads, run.layout(q), run.strength)
+        return out if not run.apart(q) else run.join(attention(*guests, heads), out)
 
     return override
 
 
-def _split(batch: int, chunks: int, expected: int, guests: int) -> int:
+def _split(batch: int, chunks: int, expected: int, guests: int, tile: dict | None) -> int:
     """Views in a batch of `chunks` conditionings, each with so many guests beside the views."""
     views, rest = divmod(batch, chunks)
     views -= guests
-    if rest or (expected and views != expected):
+    brought = views if tile is None else tile["of_views"]
+    if rest or (expected and brought != expected):
         raise ValueError(
             f"View Sync was set for {expected or 'several'} views, but the latent brings "
-            f"{batch / chunks - guests:g}: use the same rig for View Sync and for the conditions."
+            f"{brought}: use the same rig for View Sync and for the conditions."
         )
     return views
 
 
-def _with_first(value, batch: int, views: int):
-    """What has a row for every view of the batch gets one more in front of every chunk."""
+def _with_first(value, batch: int, views: int, count: int):
+    """What has a row for every view of the batch gets `count` more in front of every chunk."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != batch:
         return value
     chunks = value.unflatten(0, (-1, views))
-    return torch.cat([chunks[:, :1], chunks], 1).flatten(0, 1)
+    return torch.cat([*(count * [chunks[:, :1]]), chunks], 1).flatten(0, 1)
+
+
+MASK_CHANNELS = 4
+"""What image-to-video checkpoints have between noise and picture: 1 where it is known."""
 
 
 def add_reference(
     x: Tensor,  # [n V, C, T, h, w] noisy latents and conditions
-    reference: Tensor,  # [1, 16, T, h, w] clean
+    reference: Tensor,  # [R, c, T or 1, h, w] clean
     views: int,
-) -> Tensor:  # [n (1 + V), C, T, h, w]
-    """The reference in front of every chunk: clean, known in full, nothing else known of it."""
+) -> Tensor:  # [n (R + V), C, T, h, w]
+    """The references in front of every chunk: clean, known in full, nothing else known of them."""
+    if reference.shape[2] == 1:  # a picture
+        reference = reference.expand(-1, -1, x.shape[2], -1, -1)
     if reference.shape[2:] != x.shape[2:]:
         raise ValueError(
             f"The reference has {reference.shape[2]} latent frames of {reference.shape[4]}x"
             f"{reference.shape[3]} but the views {x.shape[2]} of {x.shape[4]}x{x.shape[3]}: take "
             "it from the Multi-View Conditioning that made the latent."
         )
-    item, depth = torch.zeros_like(x[:1]), reference.shape[1]
-    item[:, :depth] = reference.to(item)
-    if x.shape[1] >= 2 * depth:
-        item[:, depth : 2 * depth] = reference.to(item)
-    x = _with_first(x, len(x), views)
-    x[:: views + 1] = item
-    return x
+    count, depth = reference.shape[:2]
+    items, reference = x.new_zeros(count, *x.shape[1:]), reference.to(x)
+    items[:, :depth] = reference
+    if x.shape[1] == 2 * depth + MASK_CHANNELS:
+        items[:, depth:] = torch.cat([torch.ones_like(reference[:, :MASK_CHANNELS]), reference], 1)
+    elif x.shape[1] >= 2 * depth:
+        items[:, depth : 2 * depth] = reference
+    chunks = x.unflatten(0, (-1, views))
+    return torch.cat([items.expand(len(chunks), *items.shape), chunks], 1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a creator sets on View Sync."""
+
+    views: int = 0
+    """0 = as many as the latent brings."""
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    mode: str = "frame"
+    weights: Tensor | None = None
+    """[V] > 0; of mode "weighted"."""
+    cameras: Tensor | None = None
+    """[V, 4, 4] T_camera_world, for sync weights that were trained with cameras."""
+    reference: Tensor | None = None
+    """[R, c, T or 1, h, w] latents of clean clips: the performer's own video, or finished views."""
+    reference_is_seen: bool = True
+    """References take part in sync attention."""
+    reference_is_text: bool = True
+    """The first reference's tokens follow the text."""
 
 
 class ViewSyncWrapper:
     """Before every run of the DiT: how the batch divides into views, and whether sync is on."""
 
-    def __init__(
-        self,
-        key: str,
-        views: int,
-        strength: float,
-        sigma_start: float,
-        sigma_end: float,
-        free: bool,
-        reference: Tensor | None = None,  # [1, 16, T, h, w] as the DiT sees latents
-    ) -> None:
-        self.key, self.views, self.strength, self.free = key, views, strength, free
-        self.sigma_start, self.sigma_end, self.reference = sigma_start, sigma_end, reference
+    def __init__(self, key: str, settings: Settings, sigmas: tuple[float, float], free: bool):
+        self.key, self.settings, self.free = key, settings, free
+        self.sigma_start, self.sigma_end = sigmas
+
+    @property
+    def reference(self) -> Tensor | None:
+        return self.settings.reference
 
     def __call__(
         self, executor, x, timestep, context, clip_fea=None, time_dim_concat=None,
@@ -207,77 +362,81 @@ class ViewSyncWrapper:
     ):  # fmt: skip
         options = dict(transformer_options or {})
         sigma = float(options["sigmas"][0]) if "sigmas" in options else self.sigma_start
-        chunks = len(options.get("cond_or_uncond", [0]))
-        # A wrapper around this one may have put a reference in front of every chunk.
-        guests = int(REFERENCE in options)
-        views = _split(len(x), chunks, self.views, guests)
         on = self.sigma_end <= sigma <= self.sigma_start
+        chunks = len(options.get("cond_or_uncond", [0]))
+        # A wrapper around this one may have put references in front of every chunk.
+        guests = options.get(REFERENCE, {}).get("count", 0)
+        tile = options.get(TILE)
+        views = _split(len(x), chunks, self.settings.views, guests, tile)
         refers = on and self.reference is not None
-        if refers or (on and self.strength > 0 and views + guests > 1):
-            added = time_dim_concat.shape[2] if time_dim_concat is not None else 0
-            T, h, w = x.shape[2:]
-            grid = (T + added, math.ceil(h / 2), math.ceil(w / 2))
-            state = {
-                "chunks": chunks,
-                "grid": grid,
-                "strength": self.strength,
-                "refers": refers,
-                "self_attention_is_next": False,
-            }
-            options[self.key] = state
-            if self.free:
+        if refers or (on and self.settings.strength > 0):
+            run = self._run(executor.class_obj, x, time_dim_concat, chunks, views, tile, refers)
+            options[self.key] = run
+            if self.free and self.settings.strength > 0:
                 options["optimized_attention_override"] = _attention_override(
-                    state, options.get("optimized_attention_override")
+                    run, options.get("optimized_attention_override")
                 )
         if not refers:
             return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-        options[REFERENCE] = True
-        batch = len(x)
-        x = add_reference(x, self.reference, views)
+        batch, items, count = len(x), views + guests, len(self.reference)
+        options[REFERENCE] = {"count": count, "is_seen": self.settings.reference_is_seen}
+        reference = self.reference
+        if tile is not None and reference.shape[2] > 1:
+            reference = reference[:, :, tile["frames"]]
+        x = add_reference(x, reference, items)
         timestep, context, clip_fea, time_dim_concat = (
-            _with_first(t, batch, views) for t in (timestep, context, clip_fea, time_dim_concat)
+            _with_first(t, batch, items, count)
+            for t in (timestep, context, clip_fea, time_dim_concat)
         )
-        timestep = timestep.clone()
-        timestep[:: views + 1] = 0  # clean
-        kwargs = {key: _with_first(value, batch, views) for key, value in kwargs.items()}
+        timestep = timestep.unflatten(0, (chunks, -1)).clone()
+        timestep[:, :count] = 0  # clean
+        timestep = timestep.flatten(0, 1)
+        kwargs = {key: _with_first(value, batch, items, count) for key, value in kwargs.items()}
         out = executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-        return out.unflatten(0, (chunks, views + 1))[:, 1:].flatten(0, 1)
+        return out.unflatten(0, (chunks, -1))[:, count:].flatten(0, 1)
+
+    def _run(
+        self, dit: nn.Module, x: Tensor, time_dim_concat: Tensor | None, chunks: int, views: int,
+        tile: dict | None, refers: bool,
+    ) -> Run:  # fmt: skip
+        settings = self.settings
+        added = time_dim_concat.shape[2] if time_dim_concat is not None else 0
+        T, h, w = x.shape[2:]
+
+        def of_tile(values: Tensor | None) -> Tensor | None:
+            return values if values is None or tile is None else values[tile["views"]]
+
+        of_views = torch.arange(views if tile is None else tile["of_views"])
+        return Run(
+            chunks,
+            views,
+            (T + added, math.ceil(h / 2), math.ceil(w / 2)),
+            settings.strength,
+            settings.mode,
+            of_tile(settings.weights),
+            of_tile(settings.cameras),
+            of_tile(of_views) if settings.cameras is not None else None,
+            refers and settings.reference_is_text,
+            dit.blocks,
+        )
 
 
 def apply_view_sync(
     model: ModelPatcher,
     sync: ModelPatcher | None = None,  # of a ViewSync; None = training-free
-    views: int = 0,  # 0 = as many as the latent brings
-    strength: float = 1.0,
-    start_percent: float = 0.0,
-    end_percent: float = 1.0,
-    reference: Tensor | None = None,  # [1, 16, T, h, w] raw latents of the performer's own video
+    **settings,  # of Settings
 ) -> ModelPatcher:
-    """A clone of MODEL whose views of one moment attend to each other, and to a reference."""
+    """A clone of MODEL whose views attend to each other, and to references."""
+    settings = Settings(**settings)
     blocks = dit_blocks(model)
-    if reference is not None:
-        _check_reference(model, reference)
-        reference = model.model.process_latent_in(reference)
-    if start_percent > end_percent:
-        raise ValueError(
-            f"start_percent is {start_percent:g} but end_percent {end_percent:g}, so view sync "
-            "would never be on: make start_percent the smaller one."
-        )
+    _check_settings(settings)
+    if settings.reference is not None:
+        _check_reference(model, settings)
+        settings = replace(settings, reference=model.model.process_latent_in(settings.reference))
     patched = model.clone()
-    sampling = model.get_model_object("model_sampling")
-    indices = range(len(blocks))
+    indices = range(len(blocks)) if sync is None else _trained_blocks(model, sync, settings)
     # Applied several times, each keeps its own weights, strength and range.
     key = f"{KEY}_{len(patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))}"
-    if sync is not None:
-        dim = model.get_model_object("diffusion_model").dim
-        trained = [int(i) for i in sync.model.blocks]
-        if sync.model.dim != dim or max(trained) >= len(blocks):
-            raise ValueError(
-                f"The sync weights are for a model of width {sync.model.dim} with at least "
-                f"{max(trained) + 1} blocks, but this model has width {dim} and {len(blocks)} "
-                "blocks: choose the sync file that belongs to the model."
-            )
-        indices = trained
     existing = (
         patched.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
     )
@@ -285,24 +444,67 @@ def apply_view_sync(
         previous = existing.get(("double_block", index))
         block = SyncedBlock(index, previous, sync, key)
         patched.set_model_patch_replace(block, "dit", "double_block", index)
-    wrapper = ViewSyncWrapper(
-        key,
-        views,
-        strength,
-        float(sampling.percent_to_sigma(start_percent)),
-        float(sampling.percent_to_sigma(end_percent)),
-        free=sync is None,
-        reference=reference,
+    sampling = model.get_model_object("model_sampling")
+    sigmas = tuple(
+        float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent)
     )
+    wrapper = ViewSyncWrapper(key, settings, sigmas, free=sync is None)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     return patched
 
 
-def _check_reference(model: ModelPatcher, reference: Tensor) -> None:
-    if len(reference) != 1:
+def _trained_blocks(model: ModelPatcher, sync: ModelPatcher, settings: Settings) -> list[int]:
+    """The blocks that the weights are for, once it is clear that they are for this model."""
+    count = len(dit_blocks(model))
+    dim = model.get_model_object("diffusion_model").dim
+    trained = [int(i) for i in sync.model.blocks]
+    if sync.model.dim != dim or max(trained) >= count:
         raise ValueError(
-            f"'reference' holds {len(reference)} views, but it is the performer's one own video: "
-            "take it from Multi-View Conditioning."
+            f"The sync weights are for a model of width {sync.model.dim} with at least "
+            f"{max(trained) + 1} blocks, but this model has width {dim} and {count} "
+            "blocks: choose the sync file that belongs to the model."
+        )
+    if getattr(sync.model, "needs_cameras", False):
+        if settings.cameras is None:
+            raise ValueError(
+                "These sync weights were trained with cameras, but 'rig' is not connected: connect "
+                "the rig whose views are sampled."
+            )
+        if settings.reference is not None and settings.reference_is_seen:
+            raise ValueError(
+                "These sync weights know only views with a camera, so 'reference' can't take part: "
+                "leave it free."
+            )
+    return trained
+
+
+def _check_settings(settings: Settings) -> None:
+    start, end = settings.start_percent, settings.end_percent
+    if start > end:
+        raise ValueError(
+            f"start_percent is {start:g} but end_percent {end:g}, so view sync "
+            "would never be on: make start_percent the smaller one."
+        )
+    if settings.mode == "weighted" and settings.weights is None:
+        raise ValueError(
+            "Mode 'weighted' needs 'weights', but nothing is connected: connect View Weights."
+        )
+    count = settings.views or (len(settings.cameras) if settings.cameras is not None else 0)
+    if settings.weights is not None and count and len(settings.weights) != count:
+        raise ValueError(
+            f"'weights' are for {len(settings.weights)} views but the rig has {count} cameras: make "
+            "them with the same rig."
+        )
+
+
+def _check_reference(model: ModelPatcher, settings: Settings) -> None:
+    if not (settings.reference_is_seen or settings.reference_is_text):
+        raise ValueError("The reference is neither seen nor read: leave 'reference' free.")
+    channels = model.model.latent_format.latent_channels
+    if settings.reference.ndim != 5 or settings.reference.shape[1] != channels:
+        raise ValueError(
+            f"'reference' has shape {list(settings.reference.shape)}, but the model's latents have "
+            f"{channels} channels of video: encode it with the VAE of the model."
         )
     if any(w.reference is not None for w in model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)):
         raise ValueError(

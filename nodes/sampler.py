@@ -1,14 +1,12 @@
 """Sampling: conditions to latents, view sync, and a sampler that shows all views."""
 
 from collections.abc import Callable
-from itertools import chain
 
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import folder_paths
 import latent_preview
-import node_helpers
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -16,23 +14,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.cameras import Rig
-from ..models.geometry import BACKGROUND
-from ..models.views import (
-    Views,
-    as_pictures,
-    grid_picture,
-    label_pictures,
-    reference_frames,
-    resize_frames,
-)
+from ..models.view_sync import MODES
+from ..models.views import grid_picture, label_pictures, resize_frames
 from . import patch, run
-from .sockets import RIG, SYNC, VIEWS
-from .views import check_rig, encode_views, fit_to_vae, snapped
+from .conditioning import check_channels
+from .sockets import RIG, SYNC, WEIGHTS
+from .views import check_rig
 
 CATEGORY = "Turnaround/4 sampling"
-TEXT_CHANNELS = 4096
-MASK_CHANNELS = 4
-"""ComfyUI itself adds them for image-to-video checkpoints."""
+REFERENCE_USES = ("views and text", "views", "text")
 
 
 class LoadViewSync(io.ComfyNode):
@@ -71,17 +61,18 @@ class ViewSyncNode(io.ComfyNode):
             category=CATEGORY,
             description="Lets the views of one moment look at each other inside the model, so "
             "that clothes and limbs agree from every side. With sync weights it is what the model "
-            "was trained with; without, it works on most Wan models as they are. Use any sampler after "
-            "it.",
+            "was trained with; without, it works on Wan and Stable Video Diffusion models as they "
+            "are. Use any sampler after it.",
             inputs=[
-                io.Model.Input("model", tooltip="A Wan-type video model."),
+                io.Model.Input("model", tooltip="A Wan-type video model, or Stable Video Diffusion."),
                 SYNC.Input("sync", optional=True,
                            tooltip="Trained weights; leave free for the training-free form."),
                 RIG.Input("rig", optional=True,
-                          tooltip="The rig, to check that the latent has as many views."),
+                          tooltip="The rig, to check that the latent has as many views; needed by "
+                          "sync weights that know cameras and by Stable Video Diffusion."),
                 io.Latent.Input("reference", optional=True,
                                 tooltip="The performer's own video, from Multi-View Conditioning: "
-                                "all views look at it too."),
+                                "all views look at it too. Or several clean clips in one batch."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=4.0, step=0.05,
                                tooltip="0 = off, 1 = as trained; more pulls the views closer "
                                "together and blurs in the end."),
@@ -89,151 +80,41 @@ class ViewSyncNode(io.ComfyNode):
                                tooltip="Where in the sampling it begins."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Where in the sampling it ends."),
+                io.Combo.Input("mode", options=list(MODES), default="frame", optional=True,
+                               tooltip="frame: a view looks at all views of the same moment. dense: "
+                               "at all views of all moments; slow and hungry. weighted: as frame, "
+                               "but views count as View Weights says."),
+                WEIGHTS.Input("weights", optional=True,
+                              tooltip="For mode 'weighted', from View Weights."),
+                io.Combo.Input("reference_use", options=list(REFERENCE_USES), optional=True,
+                               default="views and text",
+                               tooltip="views: the reference takes part as one more view. text: its "
+                               "tokens follow the prompt, which needs sync weights trained for it."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, with its views in touch.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls,
-        model,
-        strength,
-        start_percent,
-        end_percent,
-        sync=None,
-        rig: Rig | None = None,
-        reference: dict | None = None,
-    ) -> io.NodeOutput:
-        views = len(rig) if rig is not None else 0
+        cls, model, strength, start_percent, end_percent, sync=None, rig: Rig | None = None,
+        reference: dict | None = None, mode="frame", weights=None, reference_use="views and text",
+    ) -> io.NodeOutput:  # fmt: skip
         return io.NodeOutput(
             patch.apply_view_sync(
                 model,
                 sync,
-                views,
-                strength,
-                start_percent,
-                end_percent,
-                reference["samples"] if reference is not None else None,
+                views=len(rig) if rig is not None else 0,
+                strength=strength,
+                start_percent=start_percent,
+                end_percent=end_percent,
+                mode=mode,
+                weights=weights.values if weights is not None else None,
+                cameras=rig.T_camera_world if rig is not None else None,
+                reference=reference["samples"] if reference is not None else None,
+                reference_is_seen="views" in reference_use,
+                reference_is_text="text" in reference_use,
             )
         )
-
-
-class MultiViewConditioning(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurnaroundConditioning",
-            display_name="Multi-View Conditioning",
-            category=CATEGORY,
-            description="Encodes partial colour and normal maps of every view and attaches them "
-            "to the conditioning, with an empty latent of one batch item a view. For models with "
-            "48 input channels, such as Turnaround-Tiny. Text is optional.",
-            inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of the model."),
-                VIEWS.Input("partial", tooltip="Partial colour, from Render Conditions."),
-                VIEWS.Input("normals", tooltip="Normal maps, from Render Conditions."),
-                io.Conditioning.Input("positive", optional=True,
-                                      tooltip="Text; Turnaround-Tiny needs none."),
-                io.Conditioning.Input("negative", optional=True,
-                                      tooltip="What to avoid; used when cfg is not 1."),
-                VIEWS.Input("reference", optional=True,
-                            tooltip="The performer's own video with its mask, for the "
-                            "'reference' output: what the creator filmed, seen by all views."),
-            ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
-                io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
-                io.Latent.Output(display_name="latent", tooltip="Empty, one batch item a view."),
-                io.String.Output(display_name="note", tooltip="What was changed to fit."),
-                io.Latent.Output(display_name="reference", tooltip="The performer alone, cut out; "
-                                 "for View Sync or Multi-View Sampler."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls,
-        vae,
-        partial: Views,
-        normals: Views,
-        positive=None,
-        negative=None,
-        reference: Views | None = None,
-    ) -> io.NodeOutput:
-        a, b = partial.frames.shape, normals.frames.shape
-        if a != b:
-            raise ValueError(
-                f"'partial' has {a[0]} views x {a[1]} frames of {a[4]}x{a[3]} but 'normals' "
-                f"{b[0]} x {b[1]} of {b[4]}x{b[3]}: take both from the same Render Conditions."
-            )
-        (colors, note), (maps, _) = fit_to_vae(partial), fit_to_vae(normals)
-        run.say(cls, note)
-        cut = [] if reference is None else [_reference_clip(reference, partial)]
-        V = len(partial)
-        count = 2 * V + len(cut)
-        latents = encode_views(vae, chain(colors, maps, cut), count, run.progress(count))
-        extra = {"concat_latent_image": torch.cat([latents[:V], latents[V : 2 * V]], dim=1)}
-        no_text = [[torch.zeros(1, 1, TEXT_CHANNELS), {}]]
-        positive, negative = (
-            node_helpers.conditioning_set_values(c if c is not None else no_text, extra)
-            for c in (positive, negative)
-        )
-        # None, so that a graph that asks for what it did not give hears of it.
-        cut_out = {"samples": latents[2 * V :]} if reference is not None else None
-        empty = torch.zeros_like(latents[:V])
-        return io.NodeOutput(positive, negative, {"samples": empty}, note, cut_out)
-
-
-def _reference_clip(reference: Views, views: Views) -> Tensor:  # [F, 3, H, W]
-    """The performer's own video, cut out and sized as the views that the VAE will take."""
-    frames, _, H, W = views.frames.shape[1:]
-    wanted, width, height, _ = snapped(frames, W, H)
-    if len(reference) != 1 or reference.masks is None:
-        raise ValueError(
-            f"'reference' needs one video with a mask, got {len(reference)} view(s) "
-            f"{'without a mask' if reference.masks is None else 'with masks'}: connect the video "
-            "that Performer Geometry was made from."
-        )
-    if reference.frames.shape[1] < wanted:
-        raise ValueError(
-            f"'reference' has {reference.frames.shape[1]} frames but the views {wanted}: connect the "
-            "video that Performer Geometry was made from."
-        )
-    pictures = as_pictures(reference, 0)[:wanted]
-    return reference_frames(
-        pictures, reference.masks[0, :wanted].float(), width, height, BACKGROUND
-    )
-
-
-def check_channels(model: ModelPatcher, positive: list, negative: list, samples: Tensor) -> None:
-    """One sentence when model, conditions and latent don't belong together."""
-    images = [
-        (socket, values["concat_latent_image"])
-        for socket, conditions in (("positive", positive), ("negative", negative))
-        for _, values in conditions
-        if "concat_latent_image" in values
-    ]
-    channels = patch.input_channels(model)
-    if all(socket != "positive" for socket, _ in images) and channels != samples.shape[1]:
-        raise ValueError(
-            f"The model takes {channels} channels but 'positive' carries no view conditions: "
-            "connect Multi-View Conditioning."
-        )
-    for socket, image in images:
-        brought = samples.shape[1] + image.shape[1]
-        if channels not in (brought, brought + MASK_CHANNELS):
-            raise ValueError(
-                f"The model takes {channels} input channels but latent and conditions bring "
-                f"{brought}: load a model made for partial colour and normals, such as "
-                "turnaround_tiny_dit."
-            )
-        if len(image) not in (1, len(samples)) or image.shape[2:] != samples.shape[2:]:
-            raise ValueError(
-                f"The conditions of '{socket}' have shape {list(image.shape)} but the latent "
-                f"{list(samples.shape)}: views, frames and size must agree; use the latent of "
-                "Multi-View Conditioning."
-            )
 
 
 def latent_previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer | None:
@@ -342,8 +223,8 @@ class MultiViewSampler(io.ComfyNode):
             model = patch.apply_view_sync(
                 model,
                 sync,
-                len(samples),
-                sync_strength,
+                views=len(samples),
+                strength=sync_strength,
                 reference=reference["samples"] if reference is not None else None,
             )
         labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]
@@ -358,7 +239,6 @@ class MultiViewSampler(io.ComfyNode):
 
 
 NODES: list[type[io.ComfyNode]] = [
-    MultiViewConditioning,
     LoadViewSync,
     ViewSyncNode,
     MultiViewSampler,

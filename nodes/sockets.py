@@ -7,3 +7,4 @@ VIEWS = io.Custom("TURNAROUND_VIEWS")  # models.views.Views
 CLOUD = io.Custom("TURNAROUND_CLOUD")  # models.points.OrientedPoints
 SYNC = io.Custom("TURNAROUND_SYNC")  # ModelPatcher of a models.view_sync.ViewSync
 BODY = io.Custom("TURNAROUND_BODY")  # models.body.Body
+WEIGHTS = io.Custom("TURNAROUND_WEIGHTS")  # models.view_weights.ViewWeights

@@ -242,14 +242,14 @@ def real_task(folder: Path, amount: Amount) -> tuple[Task, float]:
 def sampled(task: Task, method: Method, models) -> Tensor:  # [V, F, 3, H, W]
     """The views of one row, through the pack's own nodes."""
     from turnaround.models.geometry import BACKGROUND
-    from turnaround.nodes import sampler, views
+    from turnaround.nodes import conditioning, sampler, views
 
     model, vae, sync = models
     normals = task.normals
     if not method.normals:
         plain = torch.full_like(normals.frames, BACKGROUND, dtype=torch.float32)
         normals = replace(normals, frames=plain)
-    positive, negative, latent, _, reference = sampler.MultiViewConditioning.execute(
+    positive, negative, latent, _, reference = conditioning.MultiViewConditioning.execute(
         vae, task.partial, normals, reference=task.source if method.reference else None
     ).args
     samples = sampler.MultiViewSampler.execute(

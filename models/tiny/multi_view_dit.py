@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..view_sync import ViewSync, reference_context
+from ..view_sync import Layout, ViewSync, reference_context
 
 DIM, BLOCKS = 256, 8
 CONFIG = dict(
@@ -100,7 +100,8 @@ class MultiViewDiT(nn.Module):
             if not self.synced:
                 return None
             layer = self.sync.blocks[str(index)]
-            return layer(output, inputs[2], self.rope.to(output.device), self.views, self.grid)
+            layout = Layout(self.views, self.grid)
+            return layer(output, inputs[2], self.rope.to(output.device), layout)
 
         return hook
 

@@ -4,16 +4,18 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from turnaround.models.tiny.multi_view_dit import wan_rope
 from turnaround.models.view_sync import (
     HEAD_DIM,
+    MODES,
+    Layout,
     SyncLayer,
     ViewSync,
-    back_to_tokens,
+    across_views,
     extended_attention,
-    over_views,
+    per_token,
+    plain_attention,
     rotate,
     sync_layout,
 )
@@ -48,10 +50,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [Lq, C], [Lk, C] twice
     return torch.cat(out, -1)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention on [B, L, C], as ComfyUI's."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+def layout(mode: str = "frame") -> Layout:
+    """Of the random tokens; the weights differ, so that each must find its view."""
+    weights = torch.tensor([1.0, 0.25, 0.6]) if mode == "weighted" else None
+    return Layout(VIEWS, GRID, mode, weights)
+
+
+def seen_from(mode: str, t: int) -> list[tuple[int, int]]:  # [(view, token)]
+    """What a token at latent frame t looks at, by the words of the mode."""
+    frame_tokens = H * W
+    moments = range(T) if mode == "dense" else [t]
+    return [
+        (view, moment * frame_tokens + place)
+        for view in range(VIEWS)
+        for moment in moments
+        for place in range(frame_tokens)
+    ]
 
 
 def turn(x: Tensor, pe: Tensor) -> Tensor:  # [C], [64, 2, 2] -> [C]
@@ -63,22 +77,19 @@ def rms(x: Tensor, weight: Tensor) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
 
 
-def formula(layer: SyncLayer, x: Tensor, vec: Tensor, pe: Tensor) -> Tensor:
+def formula(layer: SyncLayer, x: Tensor, vec: Tensor, pe: Tensor, mode: str) -> Tensor:
     """The trained form in float64; `vec` has one row a latent frame, [n V, T, 6, C]."""
     layer = layer.double()
     x, vec, pe = x.double(), vec.double(), pe.double()[0, :, 0]
     out = x.clone()
-    frame_tokens = H * W
     for chunk in range(CHUNKS):
         for t in range(T):
-            where = [
-                (chunk * VIEWS + view, t * frame_tokens + place)
-                for view in range(VIEWS)
-                for place in range(frame_tokens)
+            where = seen_from(mode, t)
+            rows = [
+                layer.modulation[0] + vec[chunk * VIEWS + v, i // (H * W), :3] for v, i in where
             ]
-            rows = [layer.modulation[0] + vec[b, t, :3] for b, _ in where]
             shift, scale, gate = (torch.stack([r[i] for r in rows]) for i in range(3))
-            tokens = torch.stack([x[b, i] for b, i in where])
+            tokens = torch.stack([x[chunk * VIEWS + v, i] for v, i in where])
             centred = tokens - tokens.mean(-1, keepdim=True)
             y = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
             y = y * (1 + scale) + shift
@@ -89,20 +100,29 @@ def formula(layer: SyncLayer, x: Tensor, vec: Tensor, pe: Tensor) -> Tensor:
                     rms(layer.k(y), layer.norm_k.weight),
                 )
             )
+            if mode == "weighted":
+                k = torch.stack(
+                    [
+                        layout(mode).weights[v].double() * row
+                        for row, (v, _) in zip(k, where, strict=True)
+                    ]
+                )
             y = gate * layer.projector(attend(q, k, layer.v(y)))
-            for row, (b, i) in zip(y, where, strict=True):
-                out[b, i] += row
+            for row, (v, i) in zip(y, where, strict=True):
+                if i // (H * W) == t:
+                    out[chunk * VIEWS + v, i] += row
     layer.float()
     return out
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", ["one row", "one row of four axes", "a row a frame"])
-def test_trained_form_is_the_plain_formula(rows):
+def test_trained_form_is_the_plain_formula(rows, mode):
     layer, x, pe = random_layer(), draw(CHUNKS * VIEWS, TOKENS, DIM, seed=1), wan_rope(GRID)
     vec = draw(CHUNKS * VIEWS, T if rows == "a row a frame" else 1, 6, DIM, seed=2)
-    expected = formula(layer, x, vec.expand(-1, T, -1, -1), pe)
+    expected = formula(layer, x, vec.expand(-1, T, -1, -1), pe, mode)
     given = vec[:, 0] if rows == "one row" else vec
-    out = layer(x, given, pe, VIEWS, GRID)
+    out = layer(x, given, pe, layout(mode))
     assert (expected - x).abs().max() > 0.1
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -110,17 +130,17 @@ def test_trained_form_is_the_plain_formula(rows):
 def test_untrained_layer_changes_no_bit():
     layer = SyncLayer(DIM).requires_grad_(False)
     x, vec = draw(VIEWS, TOKENS, DIM), draw(VIEWS, 6, DIM, seed=1)
-    assert torch.equal(layer(x, vec, wan_rope(GRID), VIEWS, GRID), x)
+    assert torch.equal(layer(x, vec, wan_rope(GRID), layout()), x)
 
 
 def test_permuting_views_permutes_the_trained_result():
     layer, pe = random_layer(), wan_rope(GRID)
     x, vec = draw(VIEWS, TOKENS, DIM), draw(VIEWS, 6, DIM, seed=1)
     order = torch.tensor([2, 0, 1])
-    out = layer(x, vec, pe, VIEWS, GRID)
+    out = layer(x, vec, pe, layout())
     assert not torch.allclose(out[order], out, atol=1e-2)
     torch.testing.assert_close(
-        layer(x[order], vec[order], pe, VIEWS, GRID), out[order], atol=1e-5, rtol=1e-5
+        layer(x[order], vec[order], pe, layout()), out[order], atol=1e-5, rtol=1e-5
     )
 
 
@@ -130,8 +150,8 @@ def test_only_the_same_moment_and_chunk_is_seen(form):
 
     def across(x: Tensor) -> Tensor:
         if form == "trained":
-            return layer(x, vec, wan_rope(GRID), VIEWS, GRID)
-        both = extended_attention(plain_attention, x, x, x, HEADS, VIEWS, GRID, 1.0)
+            return layer(x, vec, wan_rope(GRID), layout())
+        both = extended_attention(plain_attention, x, x, x, HEADS, layout(), 1.0)
         return 2 * both - plain_attention(x, x, x, HEADS)  # the attention over views alone
 
     x = draw(CHUNKS * VIEWS, TOKENS, DIM)
@@ -144,11 +164,48 @@ def test_only_the_same_moment_and_chunk_is_seen(form):
     assert (difference[:VIEWS, H * W :] > 1e-5).all()
 
 
-def test_layout_over_views_is_undone():
-    tokens = draw(CHUNKS * VIEWS, TOKENS, DIM)
-    together = over_views(tokens, VIEWS, GRID, HEADS)
-    assert together.shape == (CHUNKS * T, HEADS, VIEWS * H * W, HEAD_DIM)
-    assert torch.equal(back_to_tokens(together, VIEWS, GRID), tokens)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_token_attends_to_what_its_mode_lets_it_see(mode):
+    q, k, v = (draw(CHUNKS * VIEWS, TOKENS, DIM, seed=s) for s in range(3))
+    out = across_views(plain_attention, q, k, v, HEADS, layout(mode)).double()
+    q, k, v = q.double(), k.double(), v.double()
+    for b in range(CHUNKS * VIEWS):
+        first = b // VIEWS * VIEWS
+        for i in range(TOKENS):
+            where = seen_from(mode, i // (H * W))
+            scale = [layout(mode).weights[m].item() if mode == "weighted" else 1 for m, _ in where]
+            keys = torch.stack(
+                [k[first + m, j] * s for (m, j), s in zip(where, scale, strict=True)]
+            )
+            values = torch.stack([v[first + m, j] for m, j in where])
+            expected = attend(q[b, i : i + 1], keys, values)[0]
+            torch.testing.assert_close(out[b, i], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_one_are_the_frame_mode():
+    q, k, v = (draw(CHUNKS * VIEWS, TOKENS, DIM, seed=s) for s in range(3))
+    weighted = Layout(VIEWS, GRID, "weighted", torch.ones(VIEWS))
+    out = across_views(plain_attention, q, k, v, HEADS, weighted)
+    assert torch.equal(out, across_views(plain_attention, q, k, v, HEADS, layout()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "weights", "said"),
+    [
+        ("all", None, "got all"),
+        ("weighted", None, "each of the 3 views, got none"),
+        ("weighted", torch.ones(2), "each of the 3 views, got 2"),
+    ],
+)
+def test_layout_that_can_not_be_is_refused(mode, weights, said):
+    with pytest.raises(ValueError, match=said):
+        Layout(VIEWS, GRID, mode, weights)
+
+
+def test_reference_frame_in_front_shares_the_rows_as_comfyui_has_it():
+    """Two rows for five tokens: three and two."""
+    rows = torch.tensor([[[1.0], [2.0]]])
+    assert per_token(rows, 5)[0, :, 0].tolist() == [1, 1, 1, 2, 2]
 
 
 def test_rotation_multiplies_pairs_as_complex_numbers():
@@ -163,7 +220,7 @@ def test_rotation_multiplies_pairs_as_complex_numbers():
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.5])
 def test_training_free_form_is_the_plain_formula(strength):
     q, k, v = (draw(CHUNKS * VIEWS, TOKENS, DIM, seed=s) for s in range(3))
-    out = extended_attention(plain_attention, q, k, v, HEADS, VIEWS, GRID, strength)
+    out = extended_attention(plain_attention, q, k, v, HEADS, layout(), strength)
     q, k, v = q.double(), k.double(), v.double()
     for b in range(CHUNKS * VIEWS):
         own = attend(q[b], k[b], v[b])
@@ -178,16 +235,16 @@ def test_training_free_form_is_the_plain_formula(strength):
 
 def test_training_free_form_at_strength_zero_is_plain_attention_to_the_bit():
     q, k, v = (draw(VIEWS, TOKENS, DIM, seed=s) for s in range(3))
-    out = extended_attention(plain_attention, q, k, v, HEADS, VIEWS, GRID, 0)
+    out = extended_attention(plain_attention, q, k, v, HEADS, layout(), 0)
     assert torch.equal(out, plain_attention(q, k, v, HEADS))
 
 
 def test_permuting_views_permutes_the_training_free_result():
     q, k, v = (draw(VIEWS, TOKENS, DIM, seed=s) for s in range(3))
     order = torch.tensor([1, 2, 0])
-    out = extended_attention(plain_attention, q, k, v, HEADS, VIEWS, GRID, 1.0)
+    out = extended_attention(plain_attention, q, k, v, HEADS, layout(), 1.0)
     permuted = extended_attention(
-        plain_attention, q[order], k[order], v[order], HEADS, VIEWS, GRID, 1.0
+        plain_attention, q[order], k[order], v[order], HEADS, layout(), 1.0
     )
     torch.testing.assert_close(permuted, out[order], atol=1e-5, rtol=1e-5)
 

@@ -106,3 +106,18 @@ def make_sync(randomise):
 @pytest.fixture
 def sync(make_sync):
     return make_sync()
+
+
+@pytest.fixture
+def referring(randomise):
+    """Sync weights for the tiny Wan whose blocks also read a reference as text."""
+    import comfy.model_patcher
+    import comfy.ops
+    import torch
+    from turnaround.models.view_sync import ViewSync
+
+    blocks = range(TINY_BLOCKS)
+    layers = ViewSync(TINY_DIM, blocks, blocks, operations=comfy.ops.manual_cast)
+    layers.load_state_dict(randomise(layers, 1000))
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(layers, load_device=cpu, offload_device=cpu)

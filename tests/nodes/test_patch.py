@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 from torch import Tensor
 from turnaround.models.tiny.layout import dit_to_native
-from turnaround.models.view_sync import rotate
+from turnaround.models.view_sync import Layout, rotate
 from turnaround.nodes import patch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,7 +117,7 @@ def test_single_view_is_the_plain_model_to_the_bit(wan, sync, trained):
 @pytest.mark.parametrize("strength", [1.0, 0.4, 1.5])
 def test_trained_form_is_the_plain_formula(wan, sync, strength):
     probed, probe = with_probe(wan)
-    synced = patch.apply_view_sync(probed, sync, VIEWS, strength)
+    synced = patch.apply_view_sync(probed, sync, views=VIEWS, strength=strength)
     dit = wan.model.diffusion_model
     after = input_of(dit.head, synced, cfg=3.0)[0].double()
     call = probe.calls[0]
@@ -160,7 +160,7 @@ def test_training_free_form_is_the_plain_formula(wan, strength):
 
     other = wan.clone()
     other.model_options["transformer_options"]["optimized_attention_override"] = others_override
-    synced = patch.apply_view_sync(other, None, VIEWS, strength)
+    synced = patch.apply_view_sync(other, views=VIEWS, strength=strength)
     block = wan.model.diffusion_model.blocks[0]
     after = input_of(block.self_attn.o, synced, cfg=3.0)[0].double()
     q, k, v = (t.double() for t in seen[0])
@@ -191,7 +191,7 @@ def test_permuting_views_permutes_the_result(wan, sync, trained):
 @pytest.mark.parametrize("trained", [True, False])
 def test_positive_and_negative_in_one_batch_equal_two_runs(wan, sync, trained):
     probed, probe = with_probe(wan)
-    synced = patch.apply_view_sync(probed, sync if trained else None, VIEWS)
+    synced = patch.apply_view_sync(probed, sync if trained else None, views=VIEWS)
     together = sample(synced, cfg=3.0)
     assert {len(c["out"]) for c in probe.calls} == {2 * VIEWS}
     probe.calls.clear()
@@ -401,16 +401,31 @@ def test_sync_weights_of_another_model_are_refused(wan, make_sync, blocks, dim):
         patch.apply_view_sync(wan, make_sync(blocks, dim))
 
 
-def test_model_with_tokens_of_its_own_is_refused(wan_weights, make_sync):
-    """Wan Fun checkpoints with `ref_conv` put a reference picture before the video's tokens."""
+def test_reference_picture_of_the_model_itself_is_one_more_moment(wan_weights, sync):
+    """Wan Fun checkpoints with `ref_conv` put a picture before the video's tokens."""
     weights = wan_weights(in_dim=16)
     weights["ref_conv.weight"], weights["ref_conv.bias"] = draw(DIM, 16, 2, 2), draw(DIM)
     fun = comfy.sd.load_diffusion_model_state_dict(weights)
-    reference = [[draw(1, 4, 4096), {"reference_latents": [draw(1, 16, 1, 4, 6)]}]]
-    for sync in (None, make_sync()):
-        synced = patch.apply_view_sync(fun, sync)
-        with pytest.raises(ValueError, match="adds reference tokens of its own"):
-            sample(synced, positive=reference)
+    picture = [[draw(1, 4, 4096), {"reference_latents": [draw(VIEWS, 16, 1, 4, 6)]}]]
+    probed, probe = with_probe(fun)
+    synced = patch.apply_view_sync(probed, sync)
+    after = input_of(fun.model.diffusion_model.head, synced, positive=picture)[0]
+    call = probe.calls[0]
+    T, h, w = GRID
+    assert call["out"].shape[1] == (T + 1) * h * w
+    layer = sync.model.blocks[str(BLOCKS - 1)]
+    expected = layer(call["out"], call["vec"], call["pe"], Layout(VIEWS, (T + 1, h, w)))
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+    assert sample(patch.apply_view_sync(fun), positive=picture).isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [TOKENS + 1, TOKENS - 1, TOKENS - 6])
+def test_tokens_that_are_no_pictures_are_refused(tokens):
+    run = patch.Run(1, VIEWS, GRID, 1.0, "frame", None, None, None, False, None)
+    with pytest.raises(
+        ValueError, match=f"on {tokens} tokens a view where the latent has {TOKENS}"
+    ):
+        run.layout(draw(VIEWS, tokens, DIM))
 
 
 # --- files ----------------------------------------------------------------------------------------

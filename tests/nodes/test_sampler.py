@@ -13,15 +13,11 @@ import folder_paths
 import pytest
 import torch
 from comfy.latent_formats import SD15, Wan21
-from comfy.ldm.wan.vae import WanVAE
 from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 from torch import Tensor
 from turnaround.models.cameras import orbit_rig
-from turnaround.models.geometry import BACKGROUND
-from turnaround.models.views import Views, reference_frames
 from turnaround.nodes import sampler
-from turnaround.nodes.views import frames_to_image
 
 import nodes as core
 
@@ -303,49 +299,9 @@ def test_rig_with_other_cameras_than_the_latent_is_refused(wan):
     )
 
 
-@pytest.mark.parametrize("side", ["positive", "negative"])
-@pytest.mark.parametrize(
-    ("views", "shape"),
-    [([0, 1], SHAPE), ([0, 1, 2], (16, 3, 4, 6)), ([0, 1, 2], (16, 2, 4, 4))],
-    ids=["views", "length", "size"],
-)
-def test_conditions_that_do_not_fit_the_latent_are_refused(wan, side, views, shape):
-    conditions = conditioning(20, views, shape)
-    text = refusal(lambda: ours(wan, cfg=2.0, **{side: conditions}))
-    brought = [len(views), 32, *shape[1:]]
-    assert text == (
-        f"The conditions of '{side}' have shape {brought} but the latent [3, 16, 2, 4, 6]: views, "
-        "frames and size must agree; use the latent of Multi-View Conditioning."
-    )
-
-
-def test_negative_that_is_left_out_at_cfg_1_may_be_of_another_rig(wan):
-    assert torch.equal(ours(wan, negative=conditioning(30, [0, 1])), ours(wan))
-
-
-def test_second_of_two_joined_conditions_is_checked_too(wan):
-    joined = conditioning(20, [0, 1, 2]) + conditioning(20, [0, 1])
-    assert "views, frames and size must agree" in refusal(lambda: ours(wan, positive=joined))
-
-
 def test_view_sync_of_another_rig_is_refused_while_sampling(wan):
     text = refusal(lambda: native(view_sync(wan, rig=ring(4))))
     assert "set for 4 views, but the latent brings 3" in text
-
-
-def test_conditions_that_are_missing_are_refused(wan):
-    text = refusal(lambda: ours(wan, positive=[[draw(1, 4, 4096), {}]]))
-    assert text == (
-        "The model takes 48 channels but 'positive' carries no view conditions: connect "
-        "Multi-View Conditioning."
-    )
-
-
-def test_model_without_room_for_conditions_is_refused(wan_weights):
-    plain = comfy.sd.load_diffusion_model_state_dict(wan_weights(in_dim=16))
-    assert "takes 16 input channels but latent and conditions bring 48" in refusal(
-        lambda: ours(plain)
-    )
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
@@ -396,8 +352,6 @@ def test_missing_sockets_are_named_by_comfyui(monkeypatch):
     missing = host_errors(monkeypatch, sampler.MultiViewSampler, **WIDGETS)
     wanted = ("model", "positive", "negative", "latent")
     assert missing == dict.fromkeys(wanted, "required_input_missing")
-    missing = host_errors(monkeypatch, sampler.MultiViewConditioning)
-    assert missing == dict.fromkeys(("vae", "partial", "normals"), "required_input_missing")
     widgets = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     missing = host_errors(monkeypatch, sampler.ViewSyncNode, **widgets)
     assert missing == {"model": "required_input_missing"}
@@ -458,108 +412,7 @@ def test_file_that_holds_no_sync_weights_is_refused(patches):
     assert "holds no view-sync weights" in text.replace("This file ", "")
 
 
-# --- Multi-View Conditioning ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def vae():
-    """A tiny Wan VAE with random weights, through ComfyUI's own detection."""
-    config = dict(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[])
-    network = WanVAE(**config, temperal_downsample=[False, True, True])
-    return comfy.sd.VAE(sd={
-        key: 0.1 * draw(*value.shape, seed=n) + (1.0 if key.endswith("gamma") else 0.0)
-        for n, (key, value) in enumerate(network.state_dict().items())
-    })  # fmt: skip
-
-
-def pictures(seed: int, views: int = 2, frames: int = 5, width: int = 32, height: int = 16):
-    generator = torch.Generator().manual_seed(seed)
-    return Views(torch.rand(views, frames, 3, height, width, generator=generator))
-
-
-def condition(vae, partial: Views, normals: Views, **text):
-    return sampler.MultiViewConditioning.execute(vae, partial, normals, **text).args
-
-
-def test_conditions_are_colour_then_normals_of_every_view(vae, reports):
-    partial, normals = pictures(0), pictures(1)
-    positive, negative, latent, note, _ = condition(vae, partial, normals)
-    assert note == "" and [(d, t) for d, t, _ in reports] == [(n, 4) for n in (1, 2, 3, 4)]
-    assert latent["samples"].shape == (2, 16, 2, 2, 4) and not latent["samples"].any()
-    for (text, extra), *others in (positive, negative):
-        assert not others and text.shape == (1, 1, 4096) and not text.any()
-        image = extra["concat_latent_image"]
-        assert image.shape == (2, 32, 2, 2, 4)
-        for v in range(2):
-            for part, views in ((image[v, :16], partial), (image[v, 16:], normals)):
-                expected = vae.encode(frames_to_image(views.frames[v]))[0]
-                torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_conditions_go_straight_into_the_sampler(wan, sync, vae):
-    positive, negative, latent, *_ = condition(vae, pictures(0), pictures(1))
-    result = ours(wan, sync=sync, positive=positive, negative=negative, latent=latent, rig=ring(2))
-    assert result.shape == latent["samples"].shape and result.isfinite().all()
-
-
-def test_text_is_kept_and_its_conditioning_untouched(vae):
-    texts = {
-        "positive": [[draw(1, 7, 4096, seed=1), {"mark": 1}]],
-        "negative": [[draw(1, 5, 4096, seed=2), {}]],
-    }
-    results = condition(vae, pictures(0, frames=1), pictures(1, frames=1), **texts)
-    for given, result in zip(texts.values(), results[:2], strict=True):
-        assert torch.equal(result[0][0], given[0][0])
-        assert set(result[0][1]) == {*given[0][1], "concat_latent_image"}
-        assert "concat_latent_image" not in given[0][1]
-
-
-def test_sizes_that_the_vae_does_not_take_are_changed_with_a_note(vae):
-    partial, normals = (pictures(s, frames=6, width=35, height=20) for s in (0, 1))
-    _, _, latent, note, _ = condition(vae, partial, normals)
-    assert latent["samples"].shape == (2, 16, 2, 2, 4)
-    assert "6 frames became 5" in note and "35x20 became 32x16" in note
-
-
-@pytest.mark.parametrize("other", [{"views": 3}, {"frames": 9}, {"width": 48}])
-def test_conditions_that_differ_are_refused(vae, other):
-    text = refusal(lambda: condition(vae, pictures(0), pictures(1, **other)))
-    assert text.startswith("'partial' has 2 views x 5 frames of 32x16 but 'normals' ")
-    assert text.endswith("take both from the same Render Conditions.")
-
-
 # --- reference ------------------------------------------------------------------------------------
-
-
-def source_video(frames: int = 5, masked: bool = True) -> Views:
-    """A white square on black, of another size than the views."""
-    masks = torch.zeros(1, frames, 40, 30)
-    masks[:, :, 10:20, 5:15] = 1
-    return Views(masks[:, :, None].expand(-1, -1, 3, -1, -1), masks if masked else None)
-
-
-def refer(vae, reference: Views, **views):
-    partial, normals = pictures(0, **views), pictures(1, **views)
-    return sampler.MultiViewConditioning.execute(vae, partial, normals, reference=reference).args
-
-
-def test_reference_is_the_performer_cut_out_and_of_the_size_of_the_views(vae):
-    latent, reference = (refer(vae, source_video())[i]["samples"] for i in (2, 4))
-    assert reference.shape == (1, *latent.shape[1:])
-    video = source_video()
-    cut = reference_frames(video.frames[0], video.masks[0], 32, 16, BACKGROUND)
-    assert torch.equal(reference, vae.encode(frames_to_image(cut)))
-
-
-def test_without_a_reference_there_is_no_reference_output(vae):
-    assert condition(vae, pictures(0), pictures(1))[4] is None
-
-
-def test_reference_without_mask_or_too_short_is_refused(vae):
-    text = refusal(lambda: refer(vae, source_video(masked=False)))
-    assert "'reference' needs one video with a mask" in text
-    text = refusal(lambda: refer(vae, source_video(frames=3)))
-    assert "'reference' has 3 frames but the views 5" in text
 
 
 def test_sampler_with_a_reference_is_view_sync_and_ksampler(wan, sync):

@@ -12,6 +12,7 @@ import torch
 from turnaround.models.metrics import mask_iou
 from turnaround.nodes import (
     cameras,
+    conditioning,
     conditions,
     embedded,
     geometry,
@@ -49,7 +50,7 @@ def turnaround():
             VIEWS, 0.0, 360.0, 0.0, 1, 20.0, 35.0, 0.0, 192, 240, cloud
         ).args[0]
         partial, normals, *_ = conditions.RenderConditions.execute(cloud, rig, "kept").args
-        positive, negative, latent, _, reference = sampler.MultiViewConditioning.execute(
+        positive, negative, latent, _, reference = conditioning.MultiViewConditioning.execute(
             vae, partial, normals, reference=clip
         ).args
         latent = sampler.MultiViewSampler.execute(
