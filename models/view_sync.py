@@ -57,7 +57,7 @@ class Layout:
     cameras: Tensor | None = None
     """[V, 4, 4] T_camera_world, for layers that were trained with cameras."""
     numbers: Tensor | None = None
-    """[V] place of every item in the whole rig, for layers whose RoPE counts views."""
+    """[V] place of every item in its group, for layers whose RoPE counts views."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

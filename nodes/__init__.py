@@ -8,6 +8,7 @@ from . import (
     cameras,
     cloud,
     conditioning,
+    conditioning_svd,
     conditions,
     depth,
     embedded,
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     *body.NODES,
     *cloud.NODES,
     *conditioning.NODES,
+    *conditioning_svd.NODES,
     *sampler.NODES,
 ]
 

@@ -17,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ..models import sync_layouts
 from ..models.view_sync import (
     Layout,
     ViewSync,
@@ -24,6 +25,7 @@ from ..models.view_sync import (
     reference_context,
     sync_layout,
 )
+from . import patch_unet
 
 KEY = "turnaround_view_sync"
 REFERENCE = "turnaround_reference"
@@ -36,11 +38,15 @@ VIEWS_AT_ONCE = "turnaround_views_at_once"
 
 def load_sync(path: str) -> ModelPatcher:
     """Sync weights as a model that ComfyUI loads and offloads with the main one."""
+    sync_layouts.check_name(path)
     weights = comfy.utils.load_torch_file(path, safe_load=True)
-    dim, blocks, references = sync_layout(weights)
     offload, dtype = mm.unet_offload_device(), comfy.utils.weight_dtype(weights)
-    sync = ViewSync(dim, blocks, references, offload, dtype, comfy.ops.manual_cast)
-    sync.load_state_dict(weights)
+    where = (offload, dtype, comfy.ops.manual_cast)
+    if sync_layouts.of_others(weights):
+        sync = sync_layouts.build(weights, *where)
+    else:
+        sync = ViewSync(*sync_layout(weights), *where)
+        sync.load_state_dict(weights)
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(sync, load_device=mm.get_torch_device(), offload_device=offload)
 
@@ -52,7 +58,8 @@ def dit_blocks(model: ModelPatcher) -> list:
     if blocks is None or not hasattr(dit, "patch_embedding"):
         raise ValueError(
             "'model' is not a Wan-type video model, so views can't be synchronised in it: load "
-            "Turnaround-Tiny or a Wan 2.1 / 2.2 checkpoint with Load Diffusion Model."
+            "Turnaround-Tiny or a Wan 2.1 / 2.2 checkpoint with Load Diffusion Model (View Sync "
+            "also takes Stable Video Diffusion)."
         )
     return blocks
 
@@ -69,7 +76,6 @@ class Run:
     mode: str
     weights: Tensor | None
     cameras: Tensor | None
-    numbers: Tensor | None
     refers: bool
     """Text is followed by the reference's tokens."""
     blocks: nn.ModuleList
@@ -90,7 +96,9 @@ class Run:
             weights = torch.cat([weights.max().expand(guests), weights]).to(tokens.device)
         grid = self._grid(tokens.shape[1])
         views = self.views + guests
-        return Layout(views, grid, self.mode, weights, self.cameras, self.numbers)
+        # Layers that count views count them within the group, references behind the views.
+        numbers = torch.cat([self.views + torch.arange(guests), torch.arange(self.views)])
+        return Layout(views, grid, self.mode, weights, self.cameras, numbers)
 
     def _grid(self, tokens: int) -> tuple[int, int, int]:
         T, h, w = self.grid
@@ -406,7 +414,6 @@ class ViewSyncWrapper:
         def of_tile(values: Tensor | None) -> Tensor | None:
             return values if values is None or tile is None else values[tile["views"]]
 
-        of_views = torch.arange(views if tile is None else tile["of_views"])
         return Run(
             chunks,
             views,
@@ -415,7 +422,6 @@ class ViewSyncWrapper:
             settings.mode,
             of_tile(settings.weights),
             of_tile(settings.cameras),
-            of_tile(of_views) if settings.cameras is not None else None,
             refers and settings.reference_is_text,
             dit.blocks,
         )
@@ -428,8 +434,10 @@ def apply_view_sync(
 ) -> ModelPatcher:
     """A clone of MODEL whose views attend to each other, and to references."""
     settings = Settings(**settings)
-    blocks = dit_blocks(model)
     _check_settings(settings)
+    if patch_unet.is_unet_video(model):
+        return _on_unet(model, sync, settings)
+    blocks = dit_blocks(model)
     if settings.reference is not None:
         _check_reference(model, settings)
         settings = replace(settings, reference=model.model.process_latent_in(settings.reference))
@@ -451,6 +459,18 @@ def apply_view_sync(
     wrapper = ViewSyncWrapper(key, settings, sigmas, free=sync is None)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     return patched
+
+
+def _on_unet(model: ModelPatcher, sync: ModelPatcher | None, settings: Settings) -> ModelPatcher:
+    if sync is not None or settings.reference is not None:
+        raise ValueError(
+            "'model' is a UNet (Stable Video Diffusion), which takes neither 'sync' nor 'reference': "
+            "leave both free."
+        )
+    return patch_unet.apply(
+        model, settings.views, settings.mode, settings.strength, settings.start_percent,
+        settings.end_percent, settings.weights,
+    )  # fmt: skip
 
 
 def _trained_blocks(model: ModelPatcher, sync: ModelPatcher, settings: Settings) -> list[int]:

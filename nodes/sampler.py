@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.cameras import Rig
+from ..models.sync_layouts import OtherSync
 from ..models.view_sync import MODES
 from ..models.views import grid_picture, label_pictures, resize_frames
 from . import patch, run
@@ -32,7 +33,8 @@ class LoadViewSync(io.ComfyNode):
             node_id="TurnaroundLoadViewSync",
             display_name="Load View Sync",
             category=CATEGORY,
-            description="Loads trained view-sync weights from ComfyUI's model_patches folder.",
+            description="Loads trained view-sync weights from ComfyUI's model_patches folder. "
+            "SynCamMaster's and 4DAnyone's are recognised too.",
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -44,12 +46,21 @@ class LoadViewSync(io.ComfyNode):
             outputs=[
                 SYNC.Output(display_name="sync", tooltip="For View Sync or Multi-View Sampler.")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("model_patches", name)
-        return io.NodeOutput(patch.load_sync(path))
+        sync = patch.load_sync(path)
+        layers = sync.model
+        if isinstance(layers, OtherSync):
+            run.say(
+                cls,
+                f"{layers.name} sync weights for {len(layers.blocks)} blocks of width {layers.dim}; "
+                f"{layers.ignored} other weights of the file are not used here",
+            )
+        return io.NodeOutput(sync)
 
 
 class ViewSyncNode(io.ComfyNode):

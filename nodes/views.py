@@ -1,6 +1,6 @@
 """Views in and out: sample performer, video, pictures, latents, preview, files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ..models.views import (
     view_labels,
 )
 from . import run
+from .patch_unet import VIEWS as VIEW_COUNT
 from .sockets import RIG, VIEWS
 
 CATEGORY = "Turnaround/1 views"
@@ -360,18 +361,37 @@ def encode_views(
     return torch.cat(latents)
 
 
+def clips_of(latent: dict, vae: VAE, rig: Rig | None) -> Sequence[Tensor]:
+    """Of every view what the VAE decodes at once, [1, C, T, h, w] or, of a UNet's, [T, C, h, w]."""
+    samples = latent["samples"]
+    if samples.ndim == 5:
+        _check_video_vae(vae)
+        return samples.split(1)
+    views = latent.get(VIEW_COUNT, len(rig) if rig is not None else 0)
+    if samples.ndim != 4 or not views or len(samples) % views:
+        raise ValueError(
+            f"'latent' holds pictures (shape {list(samples.shape)}), not videos: connect the "
+            "latent of a video sampler, and for Stable Video Diffusion the rig of its views."
+        )
+    if vae.latent_dim != 2:
+        raise ValueError(
+            f"'latent' has shape {list(samples.shape)}, frame by frame as Stable Video Diffusion's, "
+            "but 'vae' is of another video model: load the VAE of the model that made the latent."
+        )
+    return samples.split(len(samples) // views)
+
+
 def decode_views(
-    vae: VAE, samples: Tensor, on_step: run.Progress | None = None
-) -> Tensor:  # [V, 16, T, h, w] -> [V, F, 3, H, W]
+    vae: VAE, clips: Sequence[Tensor], on_step: run.Progress | None = None
+) -> Tensor:  # [V, F, 3, H, W]
     """Every view through the VAE; a plain VAE Decode would flatten views into frames."""
-    _check_video_vae(vae)
     views = []
-    for v in range(len(samples)):
-        images = vae.decode(samples[v : v + 1])  # [1, F, H, W, 3]
+    for v, clip in enumerate(clips):
+        images = vae.decode(clip)  # [1, F, H, W, 3] or [F, H, W, 3]
         pictures = images.reshape(-1, *images.shape[-3:]).movedim(-1, 1)
         views.append(pictures.clamp(0, 1))  # not every VAE of the host keeps to 0..1
         if on_step:
-            on_step(v + 1, len(samples), views[-1][len(views[-1]) // 2])
+            on_step(v + 1, len(clips), views[-1][len(views[-1]) // 2])
     return torch.stack(views)
 
 
@@ -411,7 +431,7 @@ class EncodeViews(io.ComfyNode):
         return io.NodeOutput({"samples": samples}, note)
 
 
-def check_rig(rig: Rig | None, samples: Tensor) -> None:
+def check_rig(rig: Rig | None, samples: Sequence[Tensor]) -> None:  # [V, ...]
     """One sentence when rig and latent don't belong together."""
     if rig is not None and len(rig) != len(samples):
         raise ValueError(
@@ -441,14 +461,9 @@ class DecodeViews(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, vae, fps, rig=None) -> io.NodeOutput:
-        samples = latent["samples"]
-        if samples.ndim != 5:
-            raise ValueError(
-                f"'latent' holds pictures (shape {list(samples.shape)}), not videos: connect the "
-                "latent of a video sampler."
-            )
-        check_rig(rig, samples)
-        frames = decode_views(vae, samples, run.progress(len(samples)))
+        clips = clips_of(latent, vae, rig)
+        check_rig(rig, clips)
+        frames = decode_views(vae, clips, run.progress(len(clips)))
         if rig is not None:
             rig = rig.resized(frames.shape[-1], frames.shape[-2])
         return io.NodeOutput(Views(frames, None, rig, fps))

@@ -349,7 +349,7 @@ def evaluate(task: Task, models, sheets: list) -> dict[str, dict[str, float]]:
     say(f"  {task.name}: {ROUND_TRIP}")
     clips, _ = views.fit_to_vae(task.truth)
     latents = views.encode_views(models[1], clips, len(task.truth))
-    rows[ROUND_TRIP] = views.decode_views(models[1], latents)
+    rows[ROUND_TRIP] = views.decode_views(models[1], latents.split(1))
     rows[TRUTH] = task.truth.frames
     say(f"  {task.name}: scores")
     shown = (rows[TRUTH], rows[PARTIAL], rows[GIVEN], rows["full model"], rows["without sync"])

@@ -421,7 +421,7 @@ def test_reference_picture_of_the_model_itself_is_one_more_moment(wan_weights, s
 
 @pytest.mark.parametrize("tokens", [TOKENS + 1, TOKENS - 1, TOKENS - 6])
 def test_tokens_that_are_no_pictures_are_refused(tokens):
-    run = patch.Run(1, VIEWS, GRID, 1.0, "frame", None, None, None, False, None)
+    run = patch.Run(1, VIEWS, GRID, 1.0, "frame", None, None, False, None)
     with pytest.raises(
         ValueError, match=f"on {tokens} tokens a view where the latent has {TOKENS}"
     ):
