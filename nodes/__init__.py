@@ -9,13 +9,17 @@ from . import (
     cloud,
     conditioning,
     conditioning_svd,
+    conditioning_wan,
     conditions,
     depth,
     embedded,
     geometry,
     human,
+    prompts,
     sampler,
     views,
+    weights,
+    windows,
 )
 
 NODES: list[type[io.ComfyNode]] = [
@@ -29,8 +33,12 @@ NODES: list[type[io.ComfyNode]] = [
     *body.NODES,
     *cloud.NODES,
     *conditioning.NODES,
+    *conditioning_wan.NODES,
     *conditioning_svd.NODES,
+    *prompts.NODES,
     *sampler.NODES,
+    *windows.NODES,
+    *weights.NODES,
 ]
 
 

@@ -1,7 +1,5 @@
 """Sampling: conditions to latents, view sync, and a sampler that shows all views."""
 
-from collections.abc import Callable
-
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -16,13 +14,13 @@ from torch import Tensor
 from ..models.cameras import Rig
 from ..models.sync_layouts import OtherSync
 from ..models.view_sync import MODES
-from ..models.views import grid_picture, label_pictures, resize_frames
-from . import patch, run
-from .conditioning import check_channels
-from .sockets import RIG, SYNC, WEIGHTS
-from .views import check_rig
+from ..models.views import Views, grid_picture, label_pictures, resize_frames
+from . import patch, run, windows
+from .check_conditions import check_conditions
+from .conditioning import CATEGORY
+from .sockets import RIG, SYNC, VIEWS, WEIGHTS
+from .weights import unseen_only
 
-CATEGORY = "Turnaround/4 sampling"
 REFERENCE_USES = ("views and text", "views", "text")
 
 
@@ -142,20 +140,33 @@ def latent_previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer | No
     )
 
 
-def grid_callback(model: ModelPatcher, steps: int, labels: list[str]) -> Callable[..., None]:
-    """A sampler callback that moves the bar and shows every view in a grid."""
-    previewer = latent_previewer(model)
-    bar = run.progress(steps)
+PARTS = 100
+"""Of a step, where groups and windows (View Windows) are counted too."""
 
-    def callback(step, x0, x, total_steps):
+
+class GridProgress:
+    """Moves the bar, after every step and every group of views, and shows all views in a grid."""
+
+    def __init__(self, model: ModelPatcher, steps: int, labels: list[str]) -> None:
+        self.previewer, self.labels = latent_previewer(model), labels
+        self.parts = PARTS if windows.has_windows(model) else 1
+        self.step, self.steps, self.part = 0, steps, 0
+        self.bar = run.progress(self.parts * steps)
+
+    def after_step(self, step: int, x0: Tensor, _x: Tensor, total_steps: int) -> None:
         picture = None
-        if previewer is not None:
+        if self.previewer is not None:
             middle = x0[:, :, x0.shape[2] // 2].unsqueeze(2)
-            tiles = [preview_tile(previewer, view[None]) for view in middle]
-            picture = grid_picture(label_pictures(torch.stack(tiles), labels))
-        bar(step + 1, total_steps, picture)
+            tiles = [preview_tile(self.previewer, view[None]) for view in middle]
+            picture = grid_picture(label_pictures(torch.stack(tiles), self.labels))
+        self.step, self.steps = step + 1, total_steps
+        self.bar(self.parts * self.step, self.parts * total_steps, picture)
 
-    return callback
+    def after_tile(self, done: int, total: int) -> None:
+        # Some samplers ask the model more than once a step: the bar waits, short of the next one.
+        part = min(self.parts * done // total, self.parts - 1)
+        self.part = max(self.part, self.parts * self.step + part)
+        self.bar(self.part, self.parts * self.steps)
 
 
 TILE_HEIGHT = 128
@@ -210,6 +221,10 @@ class MultiViewSampler(io.ComfyNode):
                 io.Latent.Input("reference", optional=True,
                                 tooltip="The performer's own video, from Multi-View Conditioning: "
                                 "all views look at it too."),
+                VIEWS.Input("visibility", optional=True,
+                            tooltip="From Render Conditions: what your camera saw is kept as the "
+                            "latent has it, and only the rest is made. The latent then comes from "
+                            "Encode Views (the partial colours, or finished views)."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Decode Views.")],
             hidden=[io.Hidden.unique_id],
@@ -219,11 +234,19 @@ class MultiViewSampler(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler,
         denoise, sync_strength, sync=None, rig: Rig | None = None, reference: dict | None = None,
+        visibility: Views | None = None,
     ) -> io.NodeOutput:  # fmt: skip
+        patch.dit_blocks(model)  # or a sentence
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        check_rig(rig, samples)
+        if samples.ndim != 5:
+            raise ValueError(
+                f"'latent' holds pictures (shape {list(samples.shape)}), not one video a view: use "
+                "the latent of Multi-View Conditioning or Encode Views."
+            )
         # At cfg 1 ComfyUI leaves the negative out.
-        check_channels(model, positive, negative if cfg != 1 else [], samples)
+        check_conditions(model, positive, negative if cfg != 1 else [], samples, rig)
+        if visibility is not None:
+            latent = unseen_only(latent, visibility)
         if patch.has_view_sync(model):
             # Twice would be too much of it.
             run.say(
@@ -240,10 +263,12 @@ class MultiViewSampler(io.ComfyNode):
             )
         labels = list(rig.labels) if rig is not None else [str(v) for v in range(len(samples))]
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        progress = GridProgress(model, steps, labels)
+        model = windows.reporting(model, progress.after_tile)
         result = comfy.sample.sample(
             model, noise, steps, cfg, sampler_name, scheduler, positive, negative, samples,
             denoise=denoise, noise_mask=latent.get("noise_mask"), seed=seed,
-            callback=grid_callback(model, steps, labels),
+            callback=progress.after_step,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         )  # fmt: skip
         return io.NodeOutput({**latent, "samples": result})

@@ -17,7 +17,10 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 from torch import Tensor
 from turnaround.models.cameras import orbit_rig
-from turnaround.nodes import sampler
+from turnaround.models.geometry import SEEN, UNSEEN_SIDE
+from turnaround.models.views import Views
+from turnaround.nodes import sampler, windows
+from turnaround.nodes.weights import UnseenOnly
 
 import nodes as core
 
@@ -54,11 +57,14 @@ def inputs(views=range(VIEWS), **changed) -> dict:
     }  # fmt: skip
 
 
-def ours(model, views=range(VIEWS), sync=None, sync_strength=1.0, rig=None, **changed) -> Tensor:
+def ours(
+    model, views=range(VIEWS), sync=None, sync_strength=1.0, rig=None, visibility=None, **changed
+) -> Tensor:
     """The latents of Multi-View Sampler."""
     out = sampler.MultiViewSampler.execute(
-        model, **inputs(views, **changed), sync_strength=sync_strength, sync=sync, rig=rig
-    )
+        model, **inputs(views, **changed), sync_strength=sync_strength, sync=sync, rig=rig,
+        visibility=visibility,
+    )  # fmt: skip
     return out.args[0]["samples"]
 
 
@@ -287,6 +293,42 @@ def test_preview_carries_the_labels_of_the_rig(wan, reports):
     ours(wan, rig=None, steps=1)
     labelled, numbered, again = (picture.tobytes() for _, _, (_, picture, _) in reports)
     assert labelled != numbered and numbered == again
+
+
+@pytest.mark.parametrize("sampler_name", ["euler", "heun"])
+def test_progress_counts_groups_of_view_windows_too(wan, sync, reports, sampler_name):
+    grouped = windows.ViewWindows.execute(view_sync(wan, sync), 2, 1, 0, 0, 0).args[0]
+    ours(grouped, sampler_name=sampler_name)
+    done = [r[0] for r in reports]
+    assert done == sorted(done) and done[-1] == 200 and {r[1] for r in reports} == {200}
+    # Two steps of three groups: what falls between the steps was shown as well.
+    assert {33, 66, 100, 133, 166} <= set(done)
+
+
+# --- only what was not seen -----------------------------------------------------------------------
+
+
+def test_visibility_keeps_what_was_seen_as_the_node_before_it_would(wan, sync):
+    frames = torch.zeros(VIEWS, 5, 3, 32, 48, dtype=torch.uint8)
+    frames[0], frames[1, ..., :24] = SEEN, SEEN
+    frames[1, ..., 24:], frames[2] = UNSEEN_SIDE, UNSEEN_SIDE
+    visibility = Views(frames)
+    content = {"samples": draw(VIEWS, *SHAPE, seed=5)}
+    result = ours(wan, sync=sync, latent=content, visibility=visibility)
+    masked = UnseenOnly.execute(content, visibility, 1, "keep").args[0]
+    assert torch.equal(result, native(view_sync(wan, sync), latent=masked))
+    torch.testing.assert_close(result[0], content["samples"][0], atol=1e-5, rtol=1e-5)
+    # One latent pixel of margin in a latent of six.
+    torch.testing.assert_close(
+        result[1, ..., :2], content["samples"][1, ..., :2], atol=1e-5, rtol=1e-5
+    )
+    assert (result[1, ..., 2:] - content["samples"][1, ..., 2:]).abs().amin() > 0
+    assert (result[2] - content["samples"][2]).abs().amin() > 0
+
+
+def test_visibility_with_nothing_to_keep_is_refused(wan):
+    visibility = Views(torch.full((VIEWS, 5, 3, 32, 48), SEEN, dtype=torch.uint8))
+    assert "there is nothing to keep" in refusal(lambda: ours(wan, visibility=visibility))
 
 
 # --- refusals: every sentence for a creator -------------------------------------------------------
