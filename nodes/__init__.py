@@ -11,6 +11,7 @@ from . import (
     conditioning_svd,
     conditioning_wan,
     conditions,
+    continue_views,
     depth,
     embedded,
     geometry,
@@ -39,6 +40,7 @@ NODES: list[type[io.ComfyNode]] = [
     *sampler.NODES,
     *windows.NODES,
     *weights.NODES,
+    *continue_views.NODES,
 ]
 
 
