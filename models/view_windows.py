@@ -4,7 +4,8 @@ A latent [n V, C, T, h, w] is cut into tiles, a group of neighbouring views time
 frames. Groups follow the cameras around the performer, overlap, and move on by one view every step,
 so that in time every view has met all its neighbours; for the last fifth of the steps they stand
 still (4DAnyone's inference rule, there without overlaps). Windows cover the clip evenly and stand
-still. Where tiles overlap, the model's results are mixed by linear ramps whose sum is 1.
+still; each is a clip of its own to the model, though only the first begins with a latent frame of
+one picture. Where tiles overlap, the model's results are mixed by linear ramps whose sum is 1.
 """
 
 from __future__ import annotations

@@ -173,11 +173,15 @@ def _part(value, name: str, tile: Tile, whole: Tensor, chunks: int):
 
 
 def works_in_parts(model: ModelPatcher) -> bool:
-    """Whether view sync lets every block of the model work on some views at a time."""
+    """Whether view sync has every block of the model work on some views at a time, at every step."""
     dit = model.get_model_object("diffusion_model")
     # VACE's own blocks take all views.
     if hasattr(dit, "vace_blocks"):
         return False
+    for wrapper in model.get_wrappers(WrappersMP.DIFFUSION_MODEL, patch.KEY):
+        own = wrapper.settings
+        if own.strength == 0 or own.start_percent > 0 or own.end_percent < 1:
+            return False
     patches = model.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
     for index in range(len(dit.blocks)):
         block = patches.get(("double_block", index))

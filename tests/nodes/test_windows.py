@@ -601,6 +601,26 @@ def test_too_little_memory_is_said(wan, sync, caplog, monkeypatch, trained):
     assert "too much" in text and ("at a time" in text) is trained
 
 
+def test_where_blocks_need_all_views_the_estimate_says_so(wan, sync, make_sync):
+    """Training-free, layers on some blocks, off for some steps, another pack's patch before."""
+
+    class Other:
+        def __call__(self, args, extra):
+            return extra["original_block"](args)
+
+    patched = wan.clone()
+    patched.set_model_patch_replace(Other(), "dit", "double_block", 1)
+    assert windows.works_in_parts(patch.apply_view_sync(wan, sync))
+    for model in (
+        patch.apply_view_sync(wan),
+        patch.apply_view_sync(wan, make_sync(blocks=[0])),
+        patch.apply_view_sync(wan, sync, end_percent=0.5),
+        patch.apply_view_sync(patched, sync),
+    ):
+        assert not windows.works_in_parts(model)
+        assert prepared(windowed(model, views_at_once=1))[0] == VIEWS
+
+
 def test_estimate_grows_with_views_frames_and_size(wan, sync):
     for model in (wan, patch.apply_view_sync(wan, sync), patch.apply_view_sync(wan)):
         base = [4, 16, 3, 8, 8]
