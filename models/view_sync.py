@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +179,27 @@ class ViewSync(nn.Module):
         self.references = nn.ModuleDict(
             {str(i): operations.LayerNorm(dim, device=device, dtype=dtype) for i in references}
         )
+
+
+def by_moments(
+    layer: nn.Module,
+    x: Tensor,  # [n V, L, C]
+    vec: Tensor,  # [n V, 6, C] or [n V, t, 6, C]
+    pe: Tensor,  # [1, L, 1, d / 2, 2, 2]
+    layout: Layout,
+) -> Tensor:  # [n V, L, C]
+    """A sync layer on one latent frame after another, which saves memory and changes nothing:
+    unless the mode is "dense", no frame looks at another."""
+    T, h, w = layout.grid
+    rows = vec.shape[1] if vec.ndim == 4 else 1
+    if layout.mode == "dense" or rows not in (1, T):
+        return layer(x, vec, pe, layout)
+    moment, out = replace(layout, grid=(1, h, w)), torch.empty_like(x)
+    for t in range(T):
+        tokens = slice(t * h * w, (t + 1) * h * w)
+        own = vec if rows == 1 else vec[:, t : t + 1]
+        out[:, tokens] = layer(x[:, tokens], own, pe[:, tokens], moment)
+    return out
 
 
 def reference_context(

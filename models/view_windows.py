@@ -200,7 +200,7 @@ def add(
 STREAM_COPIES = 3.2
 """Of an item's tokens, alive while blocks work on other items: measured 3.1 in Wan 1.3B and 14B."""
 SYNC_COPIES = 10.3
-"""Of an item's tokens, alive in a trained sync layer, which takes all items: measured 10.1."""
+"""Of the tokens that a trained sync layer works on at a time: measured 10.1."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,8 @@ class Memory:
     items: int
     together: bool
     """The items look at each other, so all of them are held while blocks work on some."""
+    moments: int = 1
+    """Parts in which a sync layer takes the tokens of all items."""
 
     def needed(self, at_once: int) -> float:
         """Bytes, when the model works on so many items at a time."""
@@ -223,7 +225,8 @@ class Memory:
         if not self.together:
             return self.item * at_once
         in_block = self.item * at_once + STREAM_COPIES * self.tokens * self.items
-        return min(whole, max(in_block, SYNC_COPIES * self.tokens * self.items))
+        copies = SYNC_COPIES if self.moments == 1 else STREAM_COPIES + SYNC_COPIES / self.moments
+        return min(whole, max(in_block, copies * self.tokens * self.items))
 
     def fitting(self, room: float) -> int:
         """As many items at a time as fit into so many bytes, in parts of one size; at least 1."""

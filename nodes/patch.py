@@ -21,6 +21,7 @@ from ..models import sync_layouts
 from ..models.view_sync import (
     Layout,
     ViewSync,
+    by_moments,
     extended_attention,
     reference_context,
     sync_layout,
@@ -146,8 +147,8 @@ class SyncedBlock:
         mm.throw_exception_if_processing_interrupted()
         options = args["transformer_options"]
         run = options.get(self.key)
-        if run is None:
-            return self._inner(args, extra)
+        if run is None:  # off at this step
+            return self._in_parts(args, extra)
         run.guests_are_seen = options.get(REFERENCE, {}).get("is_seen", True)
         alone = run.views + run.guests(args["img"]) - run.apart(args["img"]) == 1
         off = run.strength == 0 or alone
@@ -158,11 +159,11 @@ class SyncedBlock:
             return self._inner(args, marked)
         args = self._with_reference(args, run)
         if off:  # it reads the reference, no more
-            return self._in_parts(args, extra, run)
+            return self._in_parts(args, extra)
         layer = self.sync.model.blocks[str(self.index)]
         if layer.place == "before_text":
             return self._before_text(layer, args, extra, run)
-        out = self._in_parts(args, extra, run)
+        out = self._in_parts(args, extra)
         return {**out, "img": self._synced(layer, out["img"], args, run)}
 
     def _inner(self, args: dict, extra: dict) -> dict:
@@ -171,11 +172,12 @@ class SyncedBlock:
             return self.previous(args, extra)
         return extra["original_block"](args)
 
-    def _in_parts(self, args: dict, extra: dict, run: Run) -> dict:
+    def _in_parts(self, args: dict, extra: dict) -> dict:
         """The block on some views of every chunk at a time: it treats views one by one, so this
         changes nothing but the memory."""
-        batch, at_once = len(args["img"]), args["transformer_options"].get(VIEWS_AT_ONCE, 0)
-        items = batch // run.chunks
+        options = args["transformer_options"]
+        batch, chunks = len(args["img"]), len(options.get("cond_or_uncond", [0]))
+        items, at_once = batch // chunks, options.get(VIEWS_AT_ONCE, 0)
         # A patch of another pack expects all of them.
         if not at_once or at_once >= items or self.previous is not None:
             return self._inner(args, extra)
@@ -183,20 +185,24 @@ class SyncedBlock:
         def some(value, views: slice):
             if not isinstance(value, Tensor) or len(value) != batch:
                 return value
-            return value.unflatten(0, (run.chunks, items))[:, views].flatten(0, 1)
+            return value.unflatten(0, (chunks, items))[:, views].flatten(0, 1)
 
         parts = []
         for start in range(0, items, at_once):
             views = slice(start, start + at_once)
             chosen = {k: some(args[k], views) for k in ("img", "txt", "vec")}
             out = self._inner({**args, **chosen}, extra)
-            parts.append(out["img"].unflatten(0, (run.chunks, -1)))
+            parts.append(out["img"].unflatten(0, (chunks, -1)))
         return {**out, "img": torch.cat(parts, 1).flatten(0, 1)}
 
     def _synced(self, layer: nn.Module, x: Tensor, args: dict, run: Run) -> Tensor:
         """Tokens with the layer's change added, at this run's strength."""
         (guests, _), (views, vec) = run.divide(x, args["vec"])
-        synced = layer(views, vec, args["pe"], run.layout(x))
+        layout = run.layout(x)
+        if args["transformer_options"].get(VIEWS_AT_ONCE):
+            synced = by_moments(layer, views, vec, args["pe"], layout)
+        else:
+            synced = layer(views, vec, args["pe"], layout)
         # At strength 1 the layer's own result, so that it is what training saw.
         synced = synced if run.strength == 1 else views.lerp(synced, run.strength)
         return run.join(guests, synced)

@@ -173,15 +173,11 @@ def _part(value, name: str, tile: Tile, whole: Tensor, chunks: int):
 
 
 def works_in_parts(model: ModelPatcher) -> bool:
-    """Whether view sync has every block of the model work on some views at a time, at every step."""
+    """Whether view sync has every block of the model work on some views at a time."""
     dit = model.get_model_object("diffusion_model")
     # VACE's own blocks take all views.
     if hasattr(dit, "vace_blocks"):
         return False
-    for wrapper in model.get_wrappers(WrappersMP.DIFFUSION_MODEL, patch.KEY):
-        own = wrapper.settings
-        if own.strength == 0 or own.start_percent > 0 or own.end_percent < 1:
-            return False
     patches = model.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
     for index in range(len(dit.blocks)):
         block = patches.get(("double_block", index))
@@ -206,7 +202,9 @@ def tile_memory(
     item = base.memory_required([1, channels, T, h, w])
     sync = model.get_wrappers(WrappersMP.DIFFUSION_MODEL, patch.KEY)
     references = sum(len(w.reference) for w in sync if w.reference is not None)
-    return Memory(item, tokens * dit.dim * number, views + references, bool(sync))
+    # In parts, sync layers work on one latent frame at a time, unless all frames see each other.
+    moments = 1 if any(w.settings.mode == "dense" for w in sync) else T
+    return Memory(item, tokens * dit.dim * number, views + references, bool(sync), moments)
 
 
 def free_room(model: ModelPatcher) -> float:

@@ -13,6 +13,7 @@ from turnaround.models.view_sync import (
     SyncLayer,
     ViewSync,
     across_views,
+    by_moments,
     extended_attention,
     per_token,
     plain_attention,
@@ -142,6 +143,17 @@ def test_permuting_views_permutes_the_trained_result():
     torch.testing.assert_close(
         layer(x[order], vec[order], pe, layout()), out[order], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rows", [1, T, None])
+def test_one_moment_after_another_gives_the_same(mode, rows):
+    layer, pe = random_layer(), wan_rope(GRID)
+    x = draw(CHUNKS * VIEWS, TOKENS, DIM)
+    vec = draw(len(x), *([rows] if rows else []), 6, DIM, seed=1)
+    expected = layer(x, vec, pe, layout(mode))
+    out = by_moments(layer, x, vec, pe, layout(mode))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["trained", "training-free"])

@@ -239,6 +239,15 @@ def test_views_at_once_change_nothing_but_the_memory(wan, referring, at_once, cf
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
 
 
+def test_blocks_work_in_parts_at_steps_without_sync_too(wan, sync):
+    synced = patch.apply_view_sync(wan, sync, start_percent=0.9)
+    synced.model_options["transformer_options"][patch.VIEWS_AT_ONCE] = 1
+    with Calls(wan.model.diffusion_model.blocks[0].ffn) as calls:
+        parts = sample(synced, cfg=3.0)
+    assert {len(x) for x, _ in calls.seen[0]} == {2}
+    torch.testing.assert_close(parts, sample(wan, cfg=3.0), atol=1e-5, rtol=1e-5)
+
+
 # --- places ---------------------------------------------------------------------------------------
 
 
