@@ -22,6 +22,10 @@ from .sockets import RIG, SYNC, VIEWS, WEIGHTS
 from .weights import unseen_only
 
 REFERENCE_USES = ("views and text", "views", "text")
+REFERENCE_ALONE = (
+    "without sync weights a reference does more harm than good in the models tried: leave "
+    "'reference' free, or connect 'sync'"
+)
 
 
 class LoadViewSync(io.ComfyNode):
@@ -101,6 +105,7 @@ class ViewSyncNode(io.ComfyNode):
                                "tokens follow the prompt, which needs sync weights trained for it."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, with its views in touch.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -108,6 +113,7 @@ class ViewSyncNode(io.ComfyNode):
         cls, model, strength, start_percent, end_percent, sync=None, rig: Rig | None = None,
         reference: dict | None = None, mode="frame", weights=None, reference_use="views and text",
     ) -> io.NodeOutput:  # fmt: skip
+        run.say(cls, REFERENCE_ALONE if reference is not None and sync is None else "")
         return io.NodeOutput(
             patch.apply_view_sync(
                 model,
@@ -254,6 +260,7 @@ class MultiViewSampler(io.ComfyNode):
                 "the model comes from View Sync, whose settings count" if sync or reference else "",
             )
         elif sync_strength > 0 or reference is not None:
+            run.say(cls, REFERENCE_ALONE if reference is not None and sync is None else "")
             model = patch.apply_view_sync(
                 model,
                 sync,
