@@ -16,6 +16,9 @@ from .views import LATENT_STRIDE, Views, as_pictures, snap_frames
 SAME_PLACE, SAME_TURN = 0.02, 0.02
 """Two cameras are the same within this share of the distance to the performer, and radians."""
 
+SETTLED = 0.05
+"""Of the latents' spread: less is rounding (half precision, tiles)."""
+
 
 def same_cameras(
     known: Rig,
@@ -53,6 +56,21 @@ def with_known_start(
     known = start.shape[2]
     samples[:, :, :known], mask[:, :, :known] = start.to(empty), 0
     return samples, mask
+
+
+def settled_frames(
+    alone: Tensor,  # [..., t, h, w] of some pictures
+    followed: Tensor,  # [..., t + n, h, w] of the same pictures with others behind them
+) -> int:
+    """How many leading latent frames no later picture can change: only those are known.
+
+    All of them with a causal VAE, such as Wan's own. A small one that packs each picture with the
+    ones after it leaves the last latent frame open: kept, it would hold the clip still there.
+    """
+    t = alone.shape[-3]
+    change = (followed[..., :t, :, :] - alone).abs().movedim(-3, 0).flatten(1).amax(1)
+    changed = (change > SETTLED * alone.std()).nonzero()[:, 0]
+    return int(changed[0]) if len(changed) else t
 
 
 def overlap_pictures(

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    animate,
     annotators,
     body,
     cameras,
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     *cameras.NODES,
     *conditions.NODES,
     *body.NODES,
+    *animate.NODES,
     *cloud.NODES,
     *conditioning.NODES,
     *conditioning_wan.NODES,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -10,10 +11,18 @@ from ..models.continue_views import (
     joined_in_time,
     overlap_pictures,
     same_cameras,
+    settled_frames,
     with_known_start,
     with_known_views,
 )
-from ..models.views import Views, as_pictures, resize_frames, snap_frames, view_labels
+from ..models.views import (
+    LATENT_STRIDE,
+    Views,
+    as_pictures,
+    resize_frames,
+    snap_frames,
+    view_labels,
+)
 from . import run
 from .conditioning import CATEGORY
 from .sockets import RIG, VIEWS
@@ -128,10 +137,26 @@ def _continued(
             f"has {empty.shape[2]}: make the new clip longer or 'overlap' smaller."
         )
     _check_size(known, empty, known.shape[2])
-    samples, mask = with_known_start(empty, known)
+    kept = _settled(vae, known, next(_clips(finished, pictures)))
+    samples, mask = with_known_start(empty, known[:, :, :kept])
     changed = f" ({overlap} were asked for)" if pictures != overlap else ""
-    note = f"the last {pictures} frames of {len(finished)} views lead into the new clip{changed}"
+    note = (
+        f"the last {pictures} frames of {len(finished)} views lead into the new clip{changed}: "
+        f"{kept} of its {empty.shape[2]} latent frames are known"
+    )
     return samples, mask, note
+
+
+def _settled(vae, known: Tensor, clip: Tensor) -> int:
+    """Of the latent frames of a clip [F, 3, H, W], those that what follows can't change."""
+    later = (1 - clip[-1:]).expand(LATENT_STRIDE, -1, -1, -1)  # anything that looks different
+    settled = settled_frames(known[:1], encode_views(vae, [torch.cat([clip, later])], 1))
+    if not settled:
+        raise ValueError(
+            f"An overlap of {len(clip)} frames is too short for this VAE, which packs them with the "
+            f"ones after: use {len(clip) + LATENT_STRIDE} or more."
+        )
+    return settled
 
 
 def _clips(views: Views, last: int) -> Iterator[Tensor]:

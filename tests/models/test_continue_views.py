@@ -10,6 +10,7 @@ from turnaround.models.continue_views import (
     joined_in_time,
     overlap_pictures,
     same_cameras,
+    settled_frames,
     with_known_start,
     with_known_views,
 )
@@ -53,6 +54,20 @@ def test_known_views_are_kept_whole_and_the_others_made():
     assert mask.shape == (4, 1, 2, 3, 3)
     assert mask.flatten(1).mean(1).tolist() == [1, 0, 1, 0]
     assert empty.abs().max() == 0  # the creator's latent stays as it was
+
+
+def test_latent_frames_that_later_pictures_change_are_not_settled():
+    alone = draw(1, 16, 3, 4, 4)
+    later = torch.cat([alone, draw(1, 16, 1, 4, 4, seed=1)], 2)
+    assert settled_frames(alone, later) == 3
+    rounded = later + 1e-3 * draw(1, 16, 4, 4, 4, seed=2)  # half precision
+    assert settled_frames(alone, rounded) == 3
+    open_end, open_middle = later.clone(), later.clone()
+    open_end[0, 5, 2, 1, 1] += 0.5
+    open_middle[0, 5, 1, 1, 1] -= 0.5
+    assert settled_frames(alone, open_end) == 2
+    assert settled_frames(alone, open_middle) == 1
+    assert settled_frames(alone, torch.roll(later, 1, 2)) == 0
 
 
 def test_known_start_is_kept_in_every_view():
