@@ -22,7 +22,7 @@ from torch import Tensor
 
 CHOSEN = (0, 3)
 """Of evaluate.CLIPS: both people, one motion each."""
-AMOUNT, QUICK = evaluate.Amount(2, 8, 9), evaluate.Amount(1, 4, 5)
+AMOUNT, QUICK = evaluate.Amount(2, 8, 5), evaluate.Amount(1, 4, 5)
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs" / "SYNC.md", ROOT / "docs" / "pictures" / "sync.jpg"
 SMALL, SMALL_SOURCE = (128, 160), (256, 320)
