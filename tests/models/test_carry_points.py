@@ -263,17 +263,16 @@ def test_turns_of_a_mesh_are_those_of_its_motion(photo):
 
 def test_slivers_and_loose_vertices_turn_with_the_body():
     vertices, faces = balls((0, 0, 0))
-    # A triangle without surface, and a vertex that no triangle uses.
-    vertices = torch.cat(
-        [vertices, torch.tensor([[0.3, 0, 0], [0.4, 0, 0], [0.5, 0, 0], [9, 9, 9]])]
-    )
+    # Triangles without surface, in all directions, and a vertex that no triangle uses.
+    ways = torch.randn(20, 1, 3, generator=torch.Generator().manual_seed(0))
+    lines = 1 + ways * torch.tensor([0.1, 0.2, 0.3])[:, None]
     n = len(vertices)
-    faces = torch.cat([faces, torch.tensor([[n - 4, n - 3, n - 2]])])
-    R = turned(0.9)
+    vertices = torch.cat([vertices, lines.view(-1, 3), torch.full((1, 3), 9.0)])
+    faces = torch.cat([faces, n + torch.arange(60).view(20, 3)])
+    R = turned(0.9, 0.6)
     found = Turning(vertices, faces)(vertices @ R.T)
     assert found.isfinite().all()
-    torch.testing.assert_close(found[:-1] @ vertices[:-1, :, None], (R @ vertices[:-1, :, None]),
-                               atol=1e-4, rtol=0)  # fmt: skip
+    torch.testing.assert_close(found[:-1], R.expand(n + 60, 3, 3), atol=1e-3, rtol=0)
 
 
 def test_far_side_of_the_body_is_its_skin_in_every_frame(photo):

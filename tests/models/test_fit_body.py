@@ -172,6 +172,21 @@ def test_through_a_lens_hidden_surface_does_not_count():
     assert places.faces[0] in (4, 5)
 
 
+def test_through_a_lens_a_wrong_depth_keeps_its_pixel():
+    vertices, faces = plates(5.0)
+    faces = faces[:2].flip(1)  # the near plate, facing the camera
+    camera = orbit_rig(torch.zeros(1), torch.zeros(1), 3.0, 0.6, 64, 64)
+    eye = camera.centers[0]
+    spot = torch.tensor([[0.3, -0.2, 0.0]])
+    point = eye + 1.2 * (spot - eye)  # 60 cm behind the plate, on the same ray
+    facing = torch.tensor([[0.0, 0, -1]])
+    places, _ = Ground(vertices, faces, 1.7, camera).places(point, facing)
+    torch.testing.assert_close(places.of(vertices, faces), spot, atol=2e-3, rtol=0)
+    places, _ = Ground(vertices, faces, 1.7).places(point, facing)
+    expected = point * torch.tensor([1.0, 1, 0])
+    torch.testing.assert_close(places.of(vertices, faces), expected, atol=1e-6, rtol=0)
+
+
 def test_places_carry_values_of_any_shape():
     places = Places(torch.tensor([0]), torch.tensor([[0.5, 0.25, 0.25]]))
     values = torch.arange(27.0).view(3, 3, 3)
@@ -222,9 +237,25 @@ def test_where_the_depth_is_wrong_the_picture_decides(person):
     factor = 1 + 0.5 * (cloud.positions[:, 2:].mean() - cloud.positions[:, 2:]) / rays[:, 2:]
     factor += 0.04 * cloud.positions[:, 1:2]
     wrong = replace(cloud, positions=eye + rays * factor)
-    fit = fit_body(wrong, body, 0, "place and size")
+    away = stood(body, Stand(0.8, 0.0, (0.2, 0.1, 0.2)))
+    fit = fit_body(wrong, away, 0, "place and size")
     assert fit.overlap > 0.93
     assert fit.distance > 0.005
+
+
+def test_outlines_alone_find_size_and_place(person):
+    cloud, body = person
+    eye, middle = cloud.source.centers[0], cloud.source.T_camera_world[0, 2, 3]
+    forward = cloud.source.T_camera_world[0, 2, :3]
+    rays = cloud.positions - eye
+    cut_out = replace(  # of cardboard
+        cloud,
+        positions=eye + rays * (middle / (rays @ forward))[:, None],
+        normals=-forward.expand(len(rays), 3),
+    )
+    fit = fit_body(cut_out, stood(body, Stand(0.8, 0.0, (0.1, 0.1, 0.1))), 0, "place and size")
+    assert fit.overlap > 0.95
+    assert fit.stand.size == pytest.approx(1.25, rel=0.1)
 
 
 def test_switched_off_nothing_moves(person):
