@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cameras import Rig
-from .views import LATENT_STRIDE, Views, as_pictures, snap_frames
+from .views import Views, as_pictures, nearest_frames, snap_frames
 
 SAME_PLACE, SAME_TURN = 0.02, 0.02
 """Two cameras are the same within this share of the distance to the performer, and radians."""
@@ -78,8 +78,7 @@ def overlap_pictures(
     available: int,
 ) -> int:
     """The nearest 4n + 1 that there are, so that whole latent frames are known."""
-    nearest = LATENT_STRIDE * round((wanted - 1) / LATENT_STRIDE) + 1
-    return min(nearest, snap_frames(available))
+    return min(nearest_frames(wanted), snap_frames(available))
 
 
 def joined_in_time(first: Views, second: Views, overlap: int) -> Views:

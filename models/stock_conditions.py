@@ -14,17 +14,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .views import LATENT_STRIDE
+from .views import latent_frames
 
 GREY = 0.5
 """Of pictures 0..1: nothing is known here."""
 MASK_STRIDE = 8
 """Pixels a side of a latent pixel of the VAE that VACE was trained with."""
-
-
-def latent_frames(frames: int) -> int:
-    """T of a clip of so many frames."""
-    return (frames - 1) // LATENT_STRIDE + 1
 
 
 def vace_parts(

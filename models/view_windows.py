@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .views import LATENT_STRIDE
-
 FIXED_SHARE = 1 / 5
 """Of the steps, at the end: groups no longer move, so that details settle."""
 SAME_SIGMA = 1e-4
@@ -163,11 +161,6 @@ def around(
         first = distinct[(gaps.index(widest) + 1) % len(distinct)]
         order = sorted(order, key=lambda v: ((angles[v] - first) % 360, heights[v]))
     return tuple(order), closed
-
-
-def window_pictures(pictures: int) -> int:
-    """The nearest 4n + 1, which fills latent frames: the first holds one picture, others four."""
-    return LATENT_STRIDE * round((pictures - 1) / LATENT_STRIDE) + 1
 
 
 def take(

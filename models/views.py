@@ -87,6 +87,16 @@ def snap_frames(count: int) -> int:
     return (count - 1) // LATENT_STRIDE * LATENT_STRIDE + 1
 
 
+def nearest_frames(count: int) -> int:
+    """The nearest 4n + 1, which fills latent frames: the first holds one picture, others four."""
+    return LATENT_STRIDE * round((count - 1) / LATENT_STRIDE) + 1
+
+
+def latent_frames(frames: int) -> int:
+    """T of a clip of so many frames."""
+    return (frames - 1) // LATENT_STRIDE + 1
+
+
 def snap_size(width: int, height: int) -> tuple[int, int]:
     """The nearest multiples of 16, at least 16."""
 

@@ -11,8 +11,6 @@ from ..models.views import Views
 from . import patch
 from .views import check_rig
 
-MASK_CHANNELS = 4
-"""ComfyUI itself adds them for image-to-video checkpoints."""
 PLAIN_MODELS = (
     model_base.WAN21, model_base.WAN21_Vace, model_base.WAN21_Camera, model_base.WAN22,
 )  # fmt: skip
@@ -144,7 +142,7 @@ def _check_channels(values: dict, channels: int, own: int) -> None:
     if "concat_latent_image" not in values:
         return
     brought = own + values["concat_latent_image"].shape[1]
-    if channels not in (brought, brought + MASK_CHANNELS):
+    if channels not in (brought, brought + patch.MASK_CHANNELS):
         raise ValueError(
             f"The model takes {channels} input channels but latent and conditions bring {brought}: "
             "load the kind of model that the conditioning node is for."

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..models.views import Views, as_pictures, resize_frames, snap_size
 from . import run
+from .conditioning import CATEGORY
 from .patch_unet import VIEWS as COUNT
 from .sockets import VIEWS
 from .views import frames_to_image
 
-CATEGORY = "Turnaround/4 sampling"
 LATENT_CHANNELS = 4
 CLIP_CHANNELS = 1024
 """Of the CLIP ViT-H that comes with SVD."""

@@ -11,7 +11,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.stock_conditions import (
-    latent_frames,
     start_clip,
     unknown_frames,
     vace_mask,
@@ -21,6 +20,7 @@ from ..models.views import (
     SIZE_STEP,
     Views,
     as_pictures,
+    latent_frames,
     reference_frames,
     resize_frames,
     snap_frames,

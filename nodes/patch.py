@@ -28,7 +28,7 @@ from ..models.view_sync import (
 )
 from . import patch_unet
 
-KEY = "turnaround_view_sync"
+KEY = patch_unet.KEY
 REFERENCE = "turnaround_reference"
 """In `transformer_options`: {"count", "is_seen"} of the references in front of every chunk."""
 TILE = "turnaround_tile"
@@ -309,7 +309,8 @@ def _with_first(value, batch: int, views: int, count: int):
 
 
 MASK_CHANNELS = 4
-"""What image-to-video checkpoints have between noise and picture: 1 where it is known."""
+"""What image-to-video checkpoints have between noise and picture: 1 where it is known. ComfyUI itself
+adds them to what conditions bring."""
 
 
 def add_reference(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..models.view_sync import Layout, across_views, aligned
 
 KEY = "turnaround_view_sync"
-"""Of the wrappers; the same as in `patch.py`, which asks by it whether a model has view sync."""
+"""Of the wrappers, here and in `patch.py`, which asks by it whether a model has view sync."""
 VIEWS = "turnaround_views"
 """Under it conditionings and latents say how many views their frames are of."""
 

@@ -21,13 +21,12 @@ from ..models.view_windows import (
     pieces,
     step_of,
     take,
-    window_pictures,
 )
-from ..models.views import LATENT_STRIDE
+from ..models.views import LATENT_STRIDE, latent_frames, nearest_frames
 from . import patch, run
+from .conditioning import CATEGORY
 from .sockets import RIG
 
-CATEGORY = "Turnaround/4 sampling"
 KEY = "turnaround_view_windows"
 PROGRESS = "turnaround_progress"
 """In `transformer_options`: called with (done, total) after every tile."""
@@ -287,7 +286,7 @@ class ViewWindows(io.ComfyNode):
         views_at_once, rig: Rig | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         _check_model(model)
-        pictures = window_pictures(frames_per_window) if frames_per_window else 0
+        pictures = nearest_frames(frames_per_window) if frames_per_window else 0
         if views_per_group and view_overlap >= views_per_group:
             raise ValueError(
                 f"Groups of {views_per_group} views can't share {view_overlap}: set view_overlap "
@@ -302,7 +301,7 @@ class ViewWindows(io.ComfyNode):
         plan = Plan(
             views_per_group,
             view_overlap,
-            (pictures + LATENT_STRIDE - 1) // LATENT_STRIDE,
+            latent_frames(pictures),
             math.ceil(frame_overlap / LATENT_STRIDE),
             order,
             closed,

@@ -2,12 +2,12 @@
 
 import torch
 from turnaround.models.stock_conditions import (
-    latent_frames,
     start_clip,
     unknown_frames,
     vace_mask,
     vace_parts,
 )
+from turnaround.models.views import latent_frames
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -17,8 +17,8 @@ from turnaround.models.view_windows import (
     spans,
     step_of,
     take,
-    window_pictures,
 )
+from turnaround.models.views import nearest_frames
 
 STEPS = 20
 
@@ -256,7 +256,7 @@ def test_taking_by_view_leaves_other_axes_alone():
     ("asked", "becomes"), [(1, 1), (5, 5), (32, 33), (34, 33), (81, 81), (2, 1)]
 )
 def test_windows_fill_latent_frames(asked, becomes):
-    assert window_pictures(asked) == becomes
+    assert nearest_frames(asked) == becomes
 
 
 # --- memory ---------------------------------------------------------------------------------------
