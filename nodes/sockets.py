@@ -8,3 +8,4 @@ CLOUD = io.Custom("TURNAROUND_CLOUD")  # models.points.OrientedPoints
 SYNC = io.Custom("TURNAROUND_SYNC")  # ModelPatcher of a models.view_sync.ViewSync
 BODY = io.Custom("TURNAROUND_BODY")  # models.body.Body
 WEIGHTS = io.Custom("TURNAROUND_WEIGHTS")  # models.view_weights.ViewWeights
+POSE = io.Custom("TURNAROUND_POSE")  # models.pose.Pose
