@@ -24,6 +24,9 @@ from .views import Views
 LARGEST = 10.0
 """At ten times its logits a view's softmax picks single pixels; more is a typing error."""
 
+LEAST = 0.01
+"""However noisy, a view is not left out: for that, it should be picked out."""
+
 
 @dataclass(frozen=True)
 class ViewWeights:
@@ -97,6 +100,14 @@ def share_by_visibility(visibility: Views) -> Tensor:  # [V]
             "Conditions whose cameras see the performer."
         )
     return counts[:, 0] / counts[:, 1].clamp(min=1)
+
+
+def weight_of_noise(
+    variance: Tensor,  # [V] above 0
+    falloff: float,
+) -> Tensor:  # [V] from LEAST to LARGEST
+    """w = (median variance / variance)^falloff; 1 is MVAnimate's inverse variance."""
+    return (variance.median() / variance).pow(falloff).clamp(LEAST, LARGEST)
 
 
 def weights_of_text(text: str, views: int) -> Tensor:  # [V]

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     animate,
     annotators,
+    background,
     body,
     cameras,
     cloud,
@@ -17,8 +18,12 @@ from . import (
     embedded,
     geometry,
     human,
+    pose,
     prompts,
+    refine,
+    refine_latents,
     sampler,
+    silhouettes,
     views,
     weights,
     windows,
@@ -30,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     *annotators.NODES,
     *depth.NODES,
     *geometry.NODES,
+    *silhouettes.NODES,
     *cameras.NODES,
     *conditions.NODES,
     *body.NODES,
@@ -43,6 +49,10 @@ NODES: list[type[io.ComfyNode]] = [
     *windows.NODES,
     *weights.NODES,
     *continue_views.NODES,
+    *pose.NODES,
+    *refine.NODES,
+    *refine_latents.NODES,
+    *background.NODES,
 ]
 
 

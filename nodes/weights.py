@@ -1,5 +1,6 @@
 """How much every view counts, and which parts of it are left to the sampler."""
 
+from dataclasses import replace
 from typing import get_args
 
 import comfy.utils
@@ -9,12 +10,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.cameras import Rig
+from ..models.silhouettes import masks_of_views
 from ..models.unseen import Background, mask_pictures, unseen_mask
+from ..models.view_noise import noise_of_views
 from ..models.view_weights import (
     ViewWeights,
     largest_is_one,
     share_by_angle,
     share_by_visibility,
+    weight_of_noise,
     weight_of_share,
     weight_text,
     weights_of_text,
@@ -27,6 +31,7 @@ from .sockets import RIG, VIEWS, WEIGHTS
 from .views import frames_to_image
 
 BY_ANGLE, BY_VISIBILITY, AS_LIST = "by angle", "by visibility", "list"
+BY_NOISE = "by noise"
 LARGEST_IS_ONE, AS_GIVEN = "largest is 1", "as given"
 
 
@@ -39,16 +44,19 @@ class ViewWeightsNode(io.ComfyNode):
             category=CATEGORY,
             description="Says how much every view counts when the views look at each other: less "
             "the farther a camera is from yours, less the less of the performer your camera saw, "
-            "or as you write it.",
+            "less the noisier a view is, or as you write it.",
             inputs=[
                 RIG.Input("rig", tooltip="The cameras of the views that are sampled."),
-                io.Combo.Input("method", options=[BY_ANGLE, BY_VISIBILITY, AS_LIST],
+                io.Combo.Input("method", options=[BY_ANGLE, BY_VISIBILITY, AS_LIST, BY_NOISE],
                                tooltip="by angle: falls with the angle to your camera. by "
                                "visibility: falls with the share of the performer that your camera "
-                               "did not see. list: your own numbers."),
+                               "did not see. list: your own numbers. by noise: falls with "
+                               "what a view shows and no other repeats."),
                 io.Float.Input("falloff", default=0.9, min=0.0, max=5.0, step=0.05,
                                tooltip="How fast weights fall: 0 = all views count the same, 0.9 = "
-                               "a view from behind counts 0.4, 3 = 0.05. Unused by 'list'."),
+                               "a view from behind counts 0.4, 3 = 0.05. For 'by noise': how "
+                               "sharply noise counts, 1 = half the variance, twice the weight. "
+                               "Unused by 'list'."),
                 io.String.Input("weight_list", default="0.25, 0.25, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1",
                                 tooltip="For 'list': one number a view, in the order of the rig."),
                 io.Combo.Input("scale", options=[LARGEST_IS_ONE, AS_GIVEN],
@@ -57,9 +65,13 @@ class ViewWeightsNode(io.ComfyNode):
                                "are; all far below 1 blurs what views take from each other."),
                 VIEWS.Input("visibility", optional=True,
                             tooltip="From Render Conditions; for 'by visibility'."),
+                VIEWS.Input("views", optional=True,
+                            tooltip="The finished views that are to be weighed, with masks if "
+                            "there are any; for 'by noise'."),
             ],
             outputs=[
-                WEIGHTS.Output(display_name="weights", tooltip="For View Sync in mode 'weighted'."),
+                WEIGHTS.Output(display_name="weights", tooltip="For View Sync in mode 'weighted', or "
+                               "for a node that fuses views."),
                 io.Image.Output(display_name="picture", tooltip="The cameras from above and a bar a "
                                 "view: how much each counts."),
                 io.String.Output(display_name="note", tooltip="The weights in numbers."),
@@ -69,19 +81,27 @@ class ViewWeightsNode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, rig: Rig, method, falloff, weight_list, scale, visibility: Views | None = None
-    ) -> io.NodeOutput:
+        cls, rig: Rig, method, falloff, weight_list, scale, visibility: Views | None = None,
+        views: Views | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        how = method
         if method == BY_ANGLE:
             values = weight_of_share(share_by_angle(rig), falloff)
         elif method == BY_VISIBILITY:
             values = weight_of_share(share_by_visibility(_fitting(visibility, rig)), falloff)
+        elif method == BY_NOISE:
+            variances, across = _noise(views, rig)
+            values = weight_of_noise(variances, falloff)
+            levels = [round(255 * float(variance) ** 0.5) for variance in variances]
+            told = "differences between views" if across else "flicker alone"
+            how = f"{method} (from {told}, in grey levels: {', '.join(map(str, levels))})"
         else:
             values = weights_of_text(weight_list, len(rig))
         if scale == LARGEST_IS_ONE:
             values = largest_is_one(values)
         weights = ViewWeights(values, rig.labels)
         pairs = zip(weights.labels, values.tolist(), strict=True)
-        note = f"{method}: " + ", ".join(f"{label} {weight_text(w)}" for label, w in pairs)
+        note = f"{how}: " + ", ".join(f"{label} {weight_text(w)}" for label, w in pairs)
         run.say(cls, note)
         image = torch.from_numpy(np.array(weights_picture(weights, rig))).float()[None] / 255
         return io.NodeOutput(weights, image, note)
@@ -100,6 +120,30 @@ def _fitting(visibility: Views | None, rig: Rig) -> Views:
             "rig that the conditions were rendered with."
         )
     return visibility
+
+
+def _noise(views: Views | None, rig: Rig) -> tuple[Tensor, bool]:
+    """The variance of every view's noise, and whether views were compared; or one sentence."""
+    if views is None:
+        raise ValueError(
+            "'by noise' needs 'views': connect the finished views that are to be weighed, or choose "
+            "'by angle'."
+        )
+    if views.frames.shape[2] != 3:
+        raise ValueError("'views' carry depth, not colour: connect the finished pictures.")
+    if len(views) != len(rig):
+        raise ValueError(
+            f"'views' are {len(views)} but the rig has {len(rig)} cameras: connect the rig of these "
+            "very views."
+        )
+    V, frames, _, H, W = views.frames.shape
+    # Guessing the masks of a view takes longer than comparing its frames.
+    steps = V + frames
+    bar = run.progress(steps)
+    masks = masks_of_views(views, lambda done, _: bar(done, steps))
+    own = views.rig if views.rig is not None else rig.filled(W, H)
+    known = replace(views, masks=masks, rig=own)
+    return noise_of_views(known, lambda done, total: bar(V + done * frames // total, steps))
 
 
 class UnseenOnly(io.ComfyNode):

@@ -102,6 +102,12 @@ class Task:
     """[V, F, 17, 2] pixels, COCO's order."""
     keypoints_seen: Tensor | None = None
     """[V, F, 17] bool."""
+    depth_drawn: Tensor | None = None
+    """[V, F, H, W] metres: Render Conditions' depth of the cloud."""
+    depth_true: Tensor | None = None
+    """[V, F, H, W] metres, grazing surface too."""
+    points_true: Tensor | None = None
+    """[F, P, 3] all of performer_truth.KEYPOINTS, world."""
 
 
 def say(text: str) -> None:
@@ -120,10 +126,10 @@ def drawn_conditions(source, depth, rig_of_cloud):
         for far_side in ("guessed", "open")
     ]
     rig = rig_of_cloud(clouds[0])
-    (partial, normals, visibility, _), (front, *_) = (
+    (partial, normals, visibility, drawn), (front, *_) = (
         conditions.RenderConditions.execute(cloud, rig, "kept").args for cloud in clouds
     )
-    return clouds[0], rig, front, partial, normals, visibility.masks
+    return clouds[0], rig, front, partial, normals, visibility.masks, drawn.frames[:, :, 0]
 
 
 def synthetic_task(performer_name: str, motion: str, clothes: int, amount: Amount) -> Task:
@@ -145,7 +151,7 @@ def synthetic_task(performer_name: str, motion: str, clothes: int, amount: Amoun
             amount.views, 0.0, 360.0, 0.0, 1, 20.0, 35.0, 0.0, *SIZE, cloud
         ).args[0]
 
-    cloud, rig, front, partial, normals, seen = drawn_conditions(video, depth, orbit)
+    cloud, rig, front, partial, normals, seen, drawn = drawn_conditions(video, depth, orbit)
     # The cloud's origin is where the geometry found the performer's middle, a few centimetres from
     # the middle of the body; the truth has to stand where the cloud stands.
     shift = (video.rig.T_camera_world - cloud.source.T_camera_world)[0, :3, 3]
@@ -167,7 +173,7 @@ def synthetic_task(performer_name: str, motion: str, clothes: int, amount: Amoun
         Views(clip.frames, clip.masks, rig, views.SAMPLE_FPS), list(range(V)),
         torch.where(cosine > GRAZING, surface.depth, 0.0),
         flow.unflatten(0, (V, F - 1)), visible.unflatten(0, (V, F - 1)) & covered, surface.normals_camera,
-        pixels[:, :, coco], shown[:, :, coco],
+        pixels[:, :, coco], shown[:, :, coco], drawn, surface.depth, points,
     )  # fmt: skip
 
 
@@ -227,7 +233,7 @@ def real_task(folder: Path, amount: Amount) -> tuple[Task, float]:
         pose = clip.T_camera_first @ cloud.source.T_camera_world[0]
         return replace(big, T_camera_world=pose).resized(*SIZE)
 
-    _, rig, front, partial, normals, seen = drawn_conditions(source, depth, around)
+    _, rig, front, partial, normals, seen, _ = drawn_conditions(source, depth, around)
     grey = torch.where(clip.masks[:, :, None] > 0.5, clip.frames, BACKGROUND)
     frames = torch.stack([resize_frames(view, *SIZE) for view in grey])
     small = torch.stack([resize_frames(m[:, None], *SIZE)[:, 0] for m in clip.masks])

@@ -111,7 +111,8 @@ def blotches(frames: Tensor, points: Tensor, generator: torch.Generator) -> Tens
     coarse = _normal((count, 3, -(-H // 8), -(-W // 8)), generator)
     result = frames.clone()
     field = F.interpolate(coarse, (H, W), mode="bicubic", align_corners=False)
-    result[v] = (frames[v] + BLOTCH * field).clamp(0, 1)
+    field = field * (BLOTCH / field.square().mean().sqrt())
+    result[v] = (frames[v] + field).clamp(0, 1)
     return result
 
 

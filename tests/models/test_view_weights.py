@@ -1,6 +1,7 @@
 """View weights and unseen masks: the formulas, their limits, and what is refused in one sentence."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,18 +10,23 @@ from turnaround.models.cameras import Rig, intrinsics, orbit_rig
 from turnaround.models.geometry import EMPTY, SEEN, UNSEEN_SIDE, render_conditions
 from turnaround.models.points import OrientedPoints
 from turnaround.models.unseen import grown, kept_latents, mask_pictures, unseen_mask
+from turnaround.models.view_noise import noise_of_views
 from turnaround.models.view_weights import (
     LARGEST,
+    LEAST,
     ViewWeights,
     largest_is_one,
     share_by_angle,
     share_by_visibility,
+    weight_of_noise,
     weight_of_share,
     weight_text,
     weights_of_text,
     weights_picture,
 )
 from turnaround.models.views import Views
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ring(views: int, width: int = 16, height: int = 16, elevation: float = 0.0) -> Rig:
@@ -183,6 +189,111 @@ def test_numbers_are_short_but_never_zero():
         "0.05",
         "0.0001",
     ]
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def patterned_ball() -> Views:
+    """A ball before 8 cameras, one frame: waves on its front (z < 0), its back plain."""
+    rig = ring(8, 72, 72)
+    y, x = torch.meshgrid(torch.arange(72) + 0.5, torch.arange(72) + 0.5, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)], -1)
+    to_world = rig.T_camera_world[:, :3, :3].mT @ torch.linalg.inv(rig.K)
+    ways = torch.nn.functional.normalize(torch.einsum("vij,hwj->vhwi", to_world, pixels), dim=-1)
+    eyes = rig.centers[:, None, None]
+    along = (ways * eyes).sum(-1)
+    inner = along.square() - 9 + 0.7**2
+    places = eyes + (-along - inner.clamp(min=0).sqrt())[..., None] * ways
+    waves = (12 * places[..., 0]).sin() * (12 * places[..., 1]).sin() * (places[..., 2] < 0)
+    colours = 0.5 + waves[:, None] * torch.tensor([0.25, 0.15, -0.2]).view(3, 1, 1)
+    frames = (colours * (inner > 0)[:, None])[:, None]
+    return Views(frames, (inner > 0)[:, None], rig)
+
+
+def with_noise(views: Views, sigmas: torch.Tensor, size: int = 1) -> Views:
+    """Every view with its own noise, in blotches of so many pixels."""
+    V, F, C, H, W = views.frames.shape
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.randn(V * F, C, H // size, W // size, generator=generator)
+    field = torch.nn.functional.interpolate(coarse, (H, W)).view_as(views.frames)
+    return replace(views, frames=views.frames + sigmas.view(-1, 1, 1, 1, 1) * field)
+
+
+def test_weight_is_inverse_to_the_variance():
+    variances = torch.tensor([0.02, 0.04, 0.08]).square()
+    weights = weight_of_noise(variances, 1.0)
+    assert weights.tolist() == pytest.approx([4, 1, 0.25])
+    assert weight_of_noise(variances, 0.5).tolist() == pytest.approx([2, 1, 0.5])
+    assert weight_of_noise(variances, 0.0).tolist() == [1, 1, 1]
+    extremes = weight_of_noise(torch.tensor([1e-9, 1.0, 1e9]), 5.0)
+    assert extremes.tolist() == pytest.approx([LARGEST, 1, LEAST])
+
+
+def test_clean_views_weigh_the_same_whatever_their_texture(patterned_ball):
+    variances, across = noise_of_views(patterned_ball)
+    assert across
+    weights = largest_is_one(weight_of_noise(variances, 1.0))
+    assert weights.amin() > 0.8
+
+
+def test_noise_is_found_at_its_strength(patterned_ball):
+    sigmas = torch.tensor([0.02, 0.02, 0.04, 0.04, 0.08, 0.08, 0.02, 0.02])
+    moments = replace(
+        patterned_ball,
+        frames=patterned_ball.frames.repeat(1, 3, 1, 1, 1),
+        masks=patterned_ball.masks.repeat(1, 3, 1, 1),
+    )
+    found = noise_of_views(with_noise(moments, sigmas))[0].sqrt()
+    # A view's part of a sum is uncertain by a share of its partners' parts, hence the least noisy
+    # ones, beside noisier ones, the most.
+    assert (found / sigmas).log().abs().amax() < math.log(1.6)
+    weights = weight_of_noise(found.square(), 1.0)
+    few, some, many = (weights[sigmas == sigma].mean() for sigma in (0.02, 0.04, 0.08))
+    assert 2.5 < few / some < 6 and 2.5 < some / many < 6  # 4 by the formula
+
+
+@pytest.mark.parametrize("bad", [0, 3, 4])
+def test_blotched_view_counts_least(patterned_ball, bad):
+    sigmas = torch.zeros(8)
+    sigmas[bad] = 0.08
+    weights = weight_of_noise(noise_of_views(with_noise(patterned_ball, sigmas, 8))[0], 1.0)
+    assert weights.argmin() == bad
+    rest = weights[torch.arange(8) != bad]
+    assert weights[bad] < rest.amin() / 10 and rest.amin() > rest.amax() / 3
+
+
+def test_misplaced_view_counts_least(patterned_ball):
+    frames = patterned_ball.frames.clone()
+    frames[1] = frames[1].roll(6, -1)
+    weights = weight_of_noise(noise_of_views(replace(patterned_ball, frames=frames))[0], 1.0)
+    assert weights.argmin() == 1 and weights[1] < 0.5
+
+
+def test_bytes_are_as_noisy_as_floats(patterned_ball):
+    noisy = with_noise(patterned_ball, torch.full((8,), 0.04))
+    stored = replace(noisy, frames=(noisy.frames * 255).round().clamp(0, 255).byte())
+    same = replace(noisy, frames=stored.frames.float() / 255)
+    assert torch.equal(noise_of_views(stored)[0], noise_of_views(same)[0])
+
+
+def test_without_masks_flicker_tells():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.full((3, 6, 3, 32, 32), 0.5)
+    sigmas = torch.tensor([0.02, 0.08, 0.04])
+    frames += sigmas.view(3, 1, 1, 1, 1) * torch.randn(frames.shape, generator=generator)
+    found, across = noise_of_views(Views(frames))
+    assert not across
+    torch.testing.assert_close(found.sqrt(), sigmas, rtol=0.15, atol=0)
+    # A steady brightening is no flicker.
+    ramp = torch.linspace(0.2, 0.8, 6).view(1, 6, 1, 1, 1).expand(3, 6, 3, 32, 32)
+    assert noise_of_views(Views(ramp))[0].amax() < 1e-4
+
+
+def test_views_that_tell_nothing_of_noise_are_refused(patterned_ball):
+    two = Views(torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert "2 frames are too few" in refusal(lambda: noise_of_views(two))
 
 
 # --- unseen ---------------------------------------------------------------------------------------

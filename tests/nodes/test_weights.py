@@ -125,6 +125,44 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence():
     )
 
 
+def noisy_views(bad: int, masks: bool = True) -> Views:
+    """A bar seen by eight cameras in a ring, one of them full of noise."""
+    views, generator = 8, torch.Generator().manual_seed(0)
+    inside = torch.zeros(views, 3, 32, 48, dtype=torch.bool)
+    inside[..., 4:-4, 16:32] = True
+    frames = torch.where(inside[:, :, None], 0.8, 0.5).expand(-1, -1, 3, -1, -1).clone()
+    frames[bad] += 0.1 * torch.randn(frames[bad].shape, generator=generator)
+    return Views(frames.clamp(0, 1), inside if masks else None, ring(views))
+
+
+def test_weights_by_noise():
+    weights, picture, note = weigh(method="by noise", rig=ring(8), views=noisy_views(3))
+    assert weights.values.argmin() == 3 and weights.values.amax() == 1
+    assert weights.values[3] < 0.1 < 0.5 < weights.values[[0, 1, 2, 4, 5, 6, 7]].amin()
+    assert picture.shape[0] == 1 and note.startswith("by noise (from differences between views,")
+    even = weigh(method="by noise", rig=ring(8), views=noisy_views(3), falloff=0.0)[0]
+    assert even.values.tolist() == [1] * 8
+
+
+def test_views_without_masks_are_weighed_by_their_plain_background_or_over_time():
+    given = noisy_views(3, masks=False)
+    assert weigh(method="by noise", rig=ring(8), views=given)[0].values.argmin() == 3
+    frames = torch.rand(given.frames.shape, generator=torch.Generator().manual_seed(1)) / 10
+    frames[5] *= 5
+    weights, _, note = weigh(method="by noise", rig=ring(8), views=Views(frames))
+    assert "from flicker alone" in note and weights.values.argmin() == 5
+
+
+def test_noise_needs_fitting_views():
+    assert "needs 'views'" in refusal(lambda: weigh(method="by noise"))
+    said = refusal(lambda: weigh(method="by noise", views=noisy_views(0)))
+    assert "'views' are 8" in said and "3 cameras" in said
+    depth = Views(torch.ones(3, 3, 1, 32, 48))
+    assert "carry depth" in refusal(lambda: weigh(method="by noise", views=depth))
+    single = Views(torch.rand(3, 1, 3, 32, 48, generator=torch.Generator().manual_seed(0)))
+    assert "1 frames are too few" in refusal(lambda: weigh(method="by noise", views=single))
+
+
 def test_view_sync_follows_the_weights(wan, sync):
     def latents(mode: str, weights: ViewWeights | None) -> Tensor:
         model = sampler.ViewSyncNode.execute(

@@ -1,0 +1,431 @@
+"""MV-Opt: views that disagree, flicker and shake are made to agree, without blurring them.
+
+Stage: VIEWS + RIG -> VIEWS, after sampling (MVAnimate, Sec. IV-C). What is compared with what is in
+mv_opt_links.py, the objective in mv_opt_objective.py, the descent in mv_opt_steps.py, the losses as
+published in mv_opt_paper.py. Here: what is known about the views, and the fields put to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cameras import Rig
+from .mv_opt_links import (
+    across_views,
+    bends,
+    casts_of,
+    drift_of,
+    flow_both_ways,
+    gaussian,
+    grown,
+    outline_shifts,
+    over_time,
+    spread,
+)  # fmt: skip
+from .mv_opt_objective import (
+    Block,
+    Fields,
+    History,
+    Problem,
+    Settings,
+    Window,
+    moved,
+    window_around,
+)  # fmt: skip
+from .mv_opt_steps import minimise
+from .pose import Pose, project
+from .relief import mask_from_plain_background, opencv
+from .silhouettes import NEEDED, depth_from_silhouettes
+from .views import Views, as_pictures, grid_picture
+
+Step = Callable[..., None]
+"""Called with done, total and, now and then, a preview [3, h, w]."""
+
+PLAIN = 0.03
+"""Mean difference from its middle colour up to which a background is plain."""
+KEYPOINT_SHARE = 1 / 4
+"""Of the keypoints that count as independent of each other."""
+SURE = 0.3
+"""Confidence from which a keypoint counts."""
+FEATHER = 2.0
+"""Pixels over which a correction of the performer alone fades."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What comes out of `refine`."""
+
+    frames: Tensor
+    """[V, F, 3, H, W] 0..1."""
+    history: History
+    notes: tuple[str, ...]
+    """What was left out, and why."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The views as the refiner takes them."""
+
+    frames: Tensor
+    """[V, F, 3, H, W] 0..1, finite."""
+    rig: Rig | None
+    depth: Tensor | None
+    """[V, F, H, W] metres, 0 = nothing."""
+    masks: Tensor
+    """[V, F, H, W] bool."""
+    notes: tuple[str, ...]
+
+
+def paper_order(rig: Rig | None, views: int) -> list[int]:
+    """The front view first, then front to back, by the angle to the first camera."""
+    if rig is None:
+        return list(range(views))
+    eyes = F.normalize(rig.centers.double(), dim=1)
+    return torch.argsort(-(eyes @ eyes[0]), stable=True).tolist()
+
+
+def refine(
+    views: Views,
+    depth: Tensor | None,  # [V, F, H, W] metres, 0 = nothing
+    pose: Pose | None,
+    weights: Tensor | None,  # [V] as View Weights gives them
+    settings: Settings,
+    on_step: Step | None = None,
+) -> Refined:
+    """Views whose colours, places and outlines agree better, over time and with each other."""
+    known = _known(views, depth)
+    notes = list(known.notes)
+    V, count = known.frames.shape[:2]
+    inside = known.depth > 0 if known.depth is not None else known.masks
+    if not inside.any():
+        notes.append("nobody was found in any view, so nothing was refined")
+        return Refined(known.frames, History(), tuple(notes))
+    window = window_around(inside)
+    problem = _problem(known, window, inside, pose, weights, settings, notes)
+    order, history = paper_order(known.rig, V), History()
+    total, shown = settings.sweeps * count, [-1]
+
+    def step(sweep: int, f: int) -> None:
+        if on_step is None:
+            return
+        done = sweep * count + f
+        new = done != shown[0]
+        shown[0] = done
+        on_step(done, total, _preview(problem, f) if new else None)
+
+    minimise(problem, order, history, step)
+    frames = _drawn(known, problem, window, inside)
+    if on_step:
+        on_step(total, total)
+    return Refined(frames, history, tuple(notes))
+
+
+def _preview(problem: Problem, f: int) -> Tensor:
+    V = len(problem.pictures)
+    shown = [problem.picture((v, f), problem.fields[v, f]) for v in range(V)]
+    return grid_picture(torch.stack(shown)).clamp(0, 1)
+
+
+# --- what is known --------------------------------------------------------------------------------
+
+
+def _known(views: Views, depth: Tensor | None) -> Known:
+    frames, notes = as_pictures(views), []
+    frames, lost = _without_gaps(frames)
+    if lost:
+        names = ", ".join(f"view {v} frame {f}" for v, f in lost[:6])
+        notes.append(f"NaN in {names}: the nearest good frame stands in")
+    masks = views.masks > 0.5 if views.masks is not None else None
+    rig = views.rig
+    if rig is None or len(views) < 2:
+        what = "one view" if len(views) < 2 else "no rig"
+        notes.append(
+            f"{what}: only colours over time are steadied, nothing is compared across views"
+        )
+        depth = None
+    elif depth is None:
+        if masks is None and _plain(frames):
+            masks = torch.stack([mask_from_plain_background(f) for f in frames]).to(frames) > 0.5
+            notes.append("no masks: the performer was found before the plain background")
+        if masks is not None and len(views) >= NEEDED:
+            depth = depth_from_silhouettes(masks.float(), rig)
+            notes.append("no depth: shape from the outlines")
+        else:
+            notes.append(
+                f"no depth, and no masks of {NEEDED} views to guess it from: only colours over time "
+                "are steadied"
+            )
+    if depth is not None:
+        depth = torch.where(depth.isfinite() & (depth > 0), depth.float(), 0.0)
+    if masks is None:
+        masks = (
+            depth > 0 if depth is not None else torch.ones_like(frames[:, :, 0], dtype=torch.bool)
+        )
+    return Known(frames, rig, depth, masks, tuple(notes))
+
+
+def _without_gaps(frames: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """NaN or infinite frames replaced by the view's nearest good one; which they were."""
+    good = frames.isfinite().flatten(2).all(2)
+    lost = [(int(v), int(f)) for v, f in (~good).nonzero()]
+    if not lost:
+        return frames, []
+    frames = frames.clone()
+    for v, f in lost:
+        whole = good[v].nonzero()[:, 0]
+        if len(whole):
+            frames[v, f] = frames[v, whole[(whole - f).abs().argmin()]]
+        else:
+            frames[v, f] = frames[v, f].nan_to_num(0.5, 1.0, 0.0).clamp(0, 1)
+    return frames, lost
+
+
+def _plain(frames: Tensor) -> bool:
+    """Whether the borders of all pictures have one colour each."""
+    edge = torch.cat([frames[..., :2, :].flatten(-2), frames[..., :, :2].flatten(-2),
+                      frames[..., :, -2:].flatten(-2)], -1)  # fmt: skip
+    return float((edge - edge.median(-1, keepdim=True).values).abs().mean((2, 3)).amax()) < PLAIN
+
+
+def _problem(
+    known: Known, window: Window, inside: Tensor, pose, weights, settings: Settings, notes: list
+) -> Problem:
+    V, count = known.frames.shape[:2]
+    small = torch.stack([_shrunk(window, f) for f in known.frames])
+    solid = torch.stack([_nearest(window, m.float()) for m in inside]) > 0.5
+    rig = window.rig(known.rig) if known.rig is not None else None
+    near = None
+    links, curves, flows = [], [], []
+    if known.depth is not None:
+        near = torch.stack([_nearest(window, d) for d in known.depth])
+        links = across_views(near, rig, settings.chunk) if settings.surface else []
+        if settings.surface and not links:
+            notes.append("no two views see the same surface: nothing is compared across views")
+    drift = _drift(small, solid, pose, window, rig, settings, notes)
+    if settings.temporal and count > 1:
+        cv2 = opencv()
+        flows = [flow_both_ways(small[v], cv2) for v in range(V)]
+        for v in range(V):
+            links += over_time(*flows[v], solid[v], v)
+        if near is not None:
+            curves = bends(flows, solid, near, rig, drift)
+    empty = [v for v in range(V) if not inside[v].any()]
+    if empty:
+        notes.append(f"nobody in views {empty}: they stay as they are")
+    trust = torch.ones(V) if weights is None else weights / weights.mean()
+    keypoints = {}
+    if pose is not None and pose.pixels is not None and settings.pose and rig is not None:
+        keypoints = _keypoints(pose, window, rig)
+    casts = casts_of(small, links)
+    texture = _texture_fits(small, links, trust.to(small), casts, settings)
+    if near is not None and settings.surface and not texture:
+        notes.append(
+            "texture does not fit across views as far as the depth goes: colours alone are compared"
+        )
+    return Problem(
+        small, links, curves, drift, solid, keypoints, trust.to(small), casts, settings, texture
+    )  # fmt: skip
+
+
+FITS = 0.27
+"""Share of the texture's differences across views that moving pictures must take away: with good
+geometry most goes when pictures stand wrongly; where geometry is what errs, moving helps little."""
+PROBES = 3
+"""Moments at which that is tried."""
+
+
+def _texture_fits(
+    small: Tensor, links: list, trust: Tensor, casts: Tensor, settings: Settings
+) -> bool:
+    """Whether texture tells where pictures belong, tried on a few moments of the clip."""
+    count = small.shape[1]
+    chosen = torch.linspace(0, count - 1, min(PROBES, count)).round().long().tolist()
+    tried = [k for k in links if not k.over_time and k.here[1] in chosen]
+    if not tried:
+        return False
+    nothing = small.new_zeros(*small.shape[:2], 2)
+    solid = small.new_zeros(*small.shape[:2], *small.shape[-2:], dtype=torch.bool)
+    alone = replace(settings, temporal=0.0, pose=0.0, iterations=4, sweeps=1)
+    probe = Problem(small, tried, [], nothing, solid, {}, trust, casts, alone)
+    before = probe.texture()
+    minimise(probe, list(range(len(small))), History(), lambda sweep, f: None)
+    return before > 0 and probe.texture() < (1 - FITS) * before
+
+
+def _drift(small, solid, pose, window: Window, rig, settings: Settings, notes: list) -> Tensor:
+    """[V, F, 2] by how many pixels the whole performer shakes: from its outline against that of the
+    geometry where the background is plain, else from keypoints."""
+    drift = small.new_zeros(*small.shape[:2], 2)
+    if not settings.pose or rig is None:
+        return drift
+    places = None
+    if pose is not None and pose.pixels is None:
+        notes.append("'pose' holds no places in the pictures, so its keypoints are not used")
+    elif pose is not None and not (pose.sure * pose.found > SURE).any():
+        notes.append("all keypoints of 'pose' have zero confidence, so they are not used")
+    elif pose is not None:
+        places = _keypoints(pose, window, rig)
+    for v in range(len(small)):
+        alpha = silhouette(small[v], solid[v])
+        if alpha is not None:
+            drift[v] = drift_of(outline_shifts(alpha, solid[v].float()))
+        elif places is not None:
+            drift[v] = _mean_drift(places, v, drift[v])
+    return drift
+
+
+def _mean_drift(places: dict, v: int, zero: Tensor) -> Tensor:
+    """What a view's keypoints shake by together."""
+    shift = torch.full_like(zero, torch.nan)
+    for f in range(len(zero)):
+        if (v, f) in places:
+            _, away, weight = places[v, f]
+            shift[f] = (away * weight[:, None]).sum(0) / weight.sum()
+    return drift_of(shift)
+
+
+def _keypoints(pose: Pose, window: Window, rig: Rig) -> dict[Block, tuple[Tensor, Tensor, Tensor]]:
+    """Places of a view's keypoints, how far they are from the projections of the moving performer
+    (beyond what each always is: that is the reader's error), and 1 / variance."""
+    corner = pose.pixels.new_tensor([window.left, window.top])
+    seen = (pose.pixels - corner) * window.scale
+    away = seen - project(pose.points, rig).to(seen)
+    sure = pose.sure * pose.found
+    known = (sure > SURE) & away.isfinite().all(-1)
+    away = torch.where(known[..., None], away, torch.nan)
+    away = away - away.nanmedian(1, keepdim=True).values
+    found = {}
+    for v in range(len(away)):
+        if int(known[v].sum()) < 8:
+            continue
+        noise = 1.48 * float(away[v][known[v]].abs().median())
+        for f in known[v].any(1).nonzero()[:, 0].tolist():
+            k = known[v, f]
+            weight = sure[v, f][k] * (KEYPOINT_SHARE / (noise**2 + 1))
+            found[v, f] = (seen[v, f][k], away[v, f][k], weight)
+    return found
+
+
+def silhouette(
+    pictures: Tensor, solid: Tensor
+) -> Tensor | None:  # [F, 3, h, w], [F, h, w] -> [F, h, w]
+    """The performer as far as a plain background tells; None where it is not plain."""
+    far = grown(solid.float(), 6) == 0
+    found = []
+    for picture, away in zip(pictures, far, strict=True):
+        outside = picture[:, away]
+        if outside.shape[1] < 50:
+            return None
+        middle = outside.median(1).values
+        if float((outside - middle[:, None]).abs().mean(0).quantile(0.8)) > PLAIN:
+            return None
+        difference = (picture - middle[:, None, None]).square().sum(0)
+        found.append(1 - torch.exp(-difference / (2 * 0.05**2)))
+    return torch.stack(found)
+
+
+def _shrunk(window: Window, pictures: Tensor) -> Tensor:  # [F, 3, H, W]
+    cut = window.cut(pictures)
+    return cut if window.scale == 1 else F.interpolate(cut, window.size, mode="area")
+
+
+def _nearest(window: Window, maps: Tensor) -> Tensor:  # [F, H, W]
+    cut = window.cut(maps)
+    if window.scale == 1:
+        return cut
+    return F.interpolate(cut[:, None], window.size, mode="nearest-exact")[:, 0]
+
+
+# --- the fields put to use ------------------------------------------------------------------------
+
+
+def _drawn(known: Known, problem: Problem, window: Window, inside: Tensor) -> Tensor:
+    """All pictures with their fields, in full size."""
+    result = known.frames.clone()
+    everywhere = _colours_everywhere(known, problem, inside)
+    for (v, f), fields in problem.fields.items():
+        if not fields.shift.any() and not fields.colour.any():
+            continue
+        matte = _matte(inside[v, f])
+        result[v, f] = _applied(known.frames[v, f], fields, window, matte, everywhere)
+    return result
+
+
+def _matte(inside: Tensor) -> Tensor:  # [H, W] bool -> [H, W] 0..1
+    """The performer with its edge, fading outwards."""
+    wide = grown(inside[None].float(), MATTE)
+    return gaussian(wide, FEATHER)[0]
+
+
+MATTE = 5
+"""Pixels around the performer that are corrected too: what shakes stands beside its geometry."""
+
+
+def _colours_everywhere(known: Known, problem: Problem, inside: Tensor) -> bool:
+    """Whether the background has the performer's casts and flicker too: where colours of the
+    performer, put on it, make it steadier (and, if plain, more alike in all views)."""
+    V, count = known.frames.shape[:2]
+    before = known.frames.new_zeros(V, count, 3)
+    after = before.clone()
+    for (v, f), fields in problem.fields.items():
+        outside = grown(inside[v, f][None].float(), 2 * MATTE)[0] == 0
+        before[v, f] = known.frames[v, f][:, outside].mean(1) if outside.any() else 0.5
+        gain, offset = fields.colour.mean((2, 3)).unbind(1)
+        after[v, f] = before[v, f] * (1 + gain) + offset
+
+    def unrest(colours: Tensor) -> float:
+        steady = (colours - colours.mean(1, keepdim=True)).square().sum()
+        apart = (colours.mean(1) - colours.mean((0, 1))).square().sum() * count
+        return float(steady + apart if _plain(known.frames) else steady)
+
+    return unrest(after) <= 1.1 * unrest(before) + 1e-8
+
+
+def _applied(
+    picture: Tensor, fields: Fields, window: Window, matte: Tensor, everywhere: bool
+) -> Tensor:
+    """One picture [3, H, W] with its shift, its detail given back, and its colours."""
+    H, W = picture.shape[-2:]
+    result = picture.clone()
+    size = (window.height, window.width)
+    soft = window.cut(matte)
+    if fields.shift.any():
+        x = window.cut(picture)
+        y = moved(x, spread(fields.shift, size) / window.scale * soft)
+        window.cut(result).copy_(_sharpened(y, x, soft))
+    if fields.colour.any():
+        inner = spread(fields.colour.flatten(0, 1), size)
+        beside = (window.left, W - window.left - window.width,
+                  window.top, H - window.top - window.height)  # fmt: skip
+        whole = F.pad(inner[None], beside, mode="replicate")[0]
+        gain, offset = whole.unflatten(0, (3, 2)).unbind(1)
+        change = gain * result + offset
+        result = result + (change if everywhere else change * matte)
+    return result.clamp(0, 1)
+
+
+def _sharpened(y: Tensor, x: Tensor, where: Tensor) -> Tensor:  # [3, h, w] twice, [h, w]
+    """y with the gradient energy that x had inside the performer: reading between pixels takes fine
+    detail away, by a known kernel, and this gives it back."""
+
+    def slopes(picture: Tensor) -> Tensor:
+        down, across = picture.diff(dim=1)[:, :, 1:], picture.diff(dim=2)[:, 1:]
+        return torch.stack([down, across]) * where[1:, 1:]
+
+    detail = y - gaussian(y, 0.7)
+    of_x, of_y, of_detail = slopes(x), slopes(y), slopes(detail)
+    a, b = of_detail.square().sum(), (of_y * of_detail).sum()
+    lost = of_x.square().sum() - of_y.square().sum()
+    if lost <= 0 or a <= 0:
+        return y
+    share = (torch.sqrt(b * b + a * lost) - b) / a
+    return y + share.clamp(0, MOST_SHARPENED) * detail
+
+
+MOST_SHARPENED = 1.0
+"""A bicubic reading half a pixel away, the worst, wants 0.6 back."""
