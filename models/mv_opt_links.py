@@ -207,7 +207,7 @@ def casts_of(pictures: Tensor, links: list[Link]) -> Tensor:  # [V, F, 3, h, w] 
             for v in range(V)
         ]
     )
-    usual = USUAL_CASTS * 1.48 * own
+    usual = USUAL_CASTS * torch.maximum(1.48 * own, size)
     return (found - usual.square()).clamp(min=0).sqrt().to(pictures)
 
 
