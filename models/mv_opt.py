@@ -223,10 +223,9 @@ def _problem(
         keypoints = _keypoints(pose, window, rig)
     casts = casts_of(small, links)
     texture = _texture_fits(small, links, trust.to(small), casts, settings)
-    if near is not None and settings.surface and not texture:
-        notes.append(
-            "texture does not fit across views as far as the depth goes: colours alone are compared"
-        )
+    if not texture and any(not link.over_time for link in links):
+        notes.append("moving pictures would hardly make texture fit better: across views, colours "
+                     "alone are compared")  # fmt: skip
     return Problem(
         small, links, curves, drift, solid, keypoints, trust.to(small), casts, settings, texture
     )  # fmt: skip
@@ -352,7 +351,7 @@ def _drawn(known: Known, problem: Problem, window: Window, inside: Tensor) -> Te
         if not fields.shift.any() and not fields.colour.any():
             continue
         matte = _matte(inside[v, f])
-        result[v, f] = _applied(known.frames[v, f], fields, window, matte, everywhere)
+        result[v, f] = _applied(known.frames[v, f], fields, window, matte, everywhere[v])
     return result
 
 
@@ -366,9 +365,9 @@ MATTE = 5
 """Pixels around the performer that are corrected too: what shakes stands beside its geometry."""
 
 
-def _colours_everywhere(known: Known, problem: Problem, inside: Tensor) -> bool:
-    """Whether the background has the performer's casts and flicker too: where colours of the
-    performer, put on it, make it steadier (and, if plain, more alike in all views)."""
+def _colours_everywhere(known: Known, problem: Problem, inside: Tensor) -> list[bool]:
+    """In which views the background has the performer's cast and flicker too: where the performer's
+    correction, put on it, makes it steadier (and, if plain, more like that of the other views)."""
     V, count = known.frames.shape[:2]
     before = known.frames.new_zeros(V, count, 3)
     after = before.clone()
@@ -377,13 +376,13 @@ def _colours_everywhere(known: Known, problem: Problem, inside: Tensor) -> bool:
         before[v, f] = known.frames[v, f][:, outside].mean(1) if outside.any() else 0.5
         gain, offset = fields.colour.mean((2, 3)).unbind(1)
         after[v, f] = before[v, f] * (1 + gain) + offset
+    usual = before.flatten(0, 1).median(0).values if _plain(known.frames) else None
 
-    def unrest(colours: Tensor) -> float:
-        steady = (colours - colours.mean(1, keepdim=True)).square().sum()
-        apart = (colours.mean(1) - colours.mean((0, 1))).square().sum() * count
-        return float(steady + apart if _plain(known.frames) else steady)
+    def unrest(colours: Tensor) -> Tensor:  # [V, F, 3] -> [V]
+        middle = colours.mean(1, keepdim=True) if usual is None else usual
+        return (colours - middle).square().sum((1, 2))
 
-    return unrest(after) <= 1.1 * unrest(before) + 1e-8
+    return (unrest(after) <= 1.1 * unrest(before) + 1e-8).tolist()
 
 
 def _applied(

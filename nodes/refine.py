@@ -89,6 +89,8 @@ class MVOptRefine(io.ComfyNode):
         chunk, rig: Rig | None = None, depth: Views | None = None, pose: Pose | None = None,
         weights: ViewWeights | None = None, human_net: ModelPatcher | None = None,
     ) -> io.NodeOutput:  # fmt: skip
+        if rig is None and views.rig is None and depth is not None:
+            rig = depth.rig
         views = with_rig(views, rig)
         _check(views, depth, pose, weights)
         values = weights.values if weights is not None else None

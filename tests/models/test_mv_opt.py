@@ -37,7 +37,7 @@ from turnaround.models.views import Views
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VIEWS, FRAMES, W, H = 3, 5, 64, 80
-USUAL = Settings()
+USUAL, QUICK = Settings(), Settings(iterations=2, sweeps=1)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -519,8 +519,8 @@ def test_without_strengths_pictures_come_back_to_the_bit(short, fidelity):
 def test_a_strength_of_0_takes_its_term_out(short, name):
     bad = short.frames.clone()
     bad[1, ::2] = mv_opt_objective.moved(bad[1, 0], torch.full((2, H, W), 2.0)).clamp(0, 1)
-    first = run(short, bad, Settings(iterations=1, sweeps=1)).history.terms[0]
-    off = run(short, bad, replace(Settings(iterations=1, sweeps=1), **{name: 0.0})).history.terms[0]
+    first = run(short, bad, QUICK).history.terms[0]
+    off = run(short, bad, replace(QUICK, **{name: 0.0})).history.terms[0]
     assert first[name] > 0 and off[name] == 0
     for other in {"surface", "temporal", "pose"} - {name}:
         assert off[other] > 0
@@ -530,7 +530,7 @@ def test_trusted_views_change_less(scene, cast):
     bad, _ = cast
 
     def changes(*weights: float) -> float:
-        found = run(scene, bad, weights=torch.tensor(weights)).frames
+        found = run(scene, bad, QUICK, weights=torch.tensor(weights)).frames
         return float((found - bad)[1].square().mean().sqrt())
 
     assert changes(0.1, 1.0, 0.1) < 0.97 * changes(1.0, 0.1, 1.0)
@@ -538,7 +538,7 @@ def test_trusted_views_change_less(scene, cast):
 
 def test_only_ratios_of_weights_count_and_the_same_comes_out_twice(short):
     bad = (short.frames * torch.tensor([1.0, 1.2, 0.9]).view(-1, 1, 1, 1, 1)).clamp(0, 1)
-    plain, equal = run(short, bad), run(short, bad, weights=torch.full((3,), 0.25))
+    plain, equal = run(short, bad, QUICK), run(short, bad, QUICK, weights=torch.full((3,), 0.25))
     assert torch.equal(plain.frames, equal.frames) and plain.history == equal.history
 
 
@@ -546,14 +546,14 @@ def test_bytes_are_pictures_too_and_what_came_in_is_left(short):
     frames = (short.frames * 255).round().byte()
     frames[1] = (frames[1] * 0.8).byte()
     before = frames.clone()
-    found = run(short, frames)
+    found = run(short, frames, QUICK)
     assert torch.equal(frames, before)
-    assert torch.equal(found.frames, run(short, frames.float() / 255).frames)
+    assert torch.equal(found.frames, run(short, frames.float() / 255, QUICK).frames)
 
 
 def test_how_many_frames_at_a_time_changes_nothing(short):
-    one = run(short, settings=Settings(chunk=1, iterations=1, sweeps=1))
-    all_at_once = run(short, settings=Settings(iterations=1, sweeps=1))
+    one = run(short, None, replace(QUICK, chunk=1))
+    all_at_once = run(short, None, QUICK)
     assert torch.equal(one.frames, all_at_once.frames)
 
 
@@ -644,7 +644,7 @@ def test_without_depth_or_masks_before_a_room_only_time_is_left(short):
     noise = torch.rand(short.frames.shape[-3:], generator=torch.Generator().manual_seed(1))
     busy = torch.where(short.masks[:, :, None], short.frames, noise)
     views = short.views(busy, masks=False)
-    found = refine(views, None, None, None, Settings(iterations=1, sweeps=1))
+    found = refine(views, None, None, None, QUICK)
     check(found, views)
     said(found, "no depth, and no masks")
     assert found.history.terms[0]["surface"] == 0
@@ -652,7 +652,7 @@ def test_without_depth_or_masks_before_a_room_only_time_is_left(short):
 
 def test_views_that_share_nothing_say_so():
     apart = Scene([0.0, math.pi], 3)
-    found = run(apart)
+    found = run(apart, None, QUICK)
     check(found, apart.views())
     said(found, "no two views")
 
@@ -695,20 +695,20 @@ def test_a_frame_of_nan_is_named_and_replaced_by_its_neighbour(short):
 def test_a_view_of_nothing_but_nan_is_survived(short):
     frames = short.frames.clone()
     frames[2] = torch.nan
-    check(run(short, frames), short.views())
+    check(run(short, frames, QUICK), short.views())
 
 
 def test_depth_with_nan_and_infinity_is_nothing_there(short):
     depth = short.depth.clone()
     depth[1, 0, :20], depth[0, 1, 40:] = torch.nan, torch.inf
-    check(run(short, depth=depth), short.views())
+    check(run(short, None, QUICK, depth=depth), short.views())
 
 
 def test_one_frame_and_two_frames_are_refined_too(short):
     for count in (1, 2):
         bad = short.frames[:, :count] * torch.tensor([1.0, 1.2, 1.0]).view(-1, 1, 1, 1, 1)
         views = Views(bad.clamp(0, 1), short.masks[:, :count], short.rig)
-        check(refine(views, short.depth[:, :count], None, None, Settings()), views)
+        check(refine(views, short.depth[:, :count], None, None, QUICK), views)
 
 
 # --- pose -----------------------------------------------------------------------------------------
@@ -729,15 +729,33 @@ def pose_of(scene: Scene, shake: Tensor | None = None, sure: float = 1.0, pixels
 
 
 def test_a_pose_that_knows_nothing_is_not_used_and_says_so(short):
-    plain = run(short).frames
+    plain = run(short, None, QUICK).frames
     for pose, word in (
         (pose_of(short, sure=0.0), "zero confidence"),
         (pose_of(short, pixels=False), "no places in the pictures"),
     ):
-        found = run(short, pose=pose)
+        found = run(short, None, QUICK, pose=pose)
         check(found, short.views())
         said(found, word)
         assert torch.equal(found.frames, plain)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_keypoints_lie_where_the_window_has_them_and_are_away_by_what_shakes(short, scale):
+    window = Window(5, 11, 40, 60, scale)
+    shake = torch.zeros(3, 3, 2)
+    shake[1] = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-2.0, 1.0]])
+    always = torch.tensor([0.0, 4.0])  # the reader's error
+    pose = pose_of(short, shake + always)
+    found = mv_opt._keypoints(pose, window, window.rig(short.rig))
+    assert set(found) == {(v, f) for v in range(3) for f in range(3)}
+    for (v, f), (places, away, weight) in found.items():
+        inside = (pose.pixels[v, f] - torch.tensor([5, 11])) * scale
+        torch.testing.assert_close(places, inside, atol=1e-4, rtol=0)
+        # Less the view's median over time.
+        expected = (shake[v, f] - shake[v].median(0).values) * scale
+        torch.testing.assert_close(away, expected.expand_as(away), atol=1e-3, rtol=0)
+        assert (weight > 0).all()
 
 
 def test_keypoints_find_shaking_before_a_room(scene):
@@ -753,10 +771,10 @@ def test_keypoints_find_shaking_before_a_room(scene):
     bad = bad.clamp(0, 1)
     shake = torch.zeros(VIEWS, FRAMES, 2)
     shake[1] = -SHAKE  # what is read at p + shift is seen at p
-    found = run(scene, bad, pose=pose_of(scene, shake))
+    found = run(scene, bad, QUICK, pose=pose_of(scene, shake))
     check(found, scene.views())
     assert scene.psnr(found.frames, 1) > scene.psnr(bad, 1) + 2
-    assert scene.psnr(found.frames, 1) > scene.psnr(run(scene, bad).frames, 1)
+    assert scene.psnr(found.frames, 1) > scene.psnr(run(scene, bad, QUICK).frames, 1)
 
 
 # --- progress -------------------------------------------------------------------------------------

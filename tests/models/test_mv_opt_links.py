@@ -137,15 +137,17 @@ def test_few_shared_places_make_no_link():
 
 
 def test_how_many_frames_at_a_time_changes_nothing():
-    rig = ring(3)
-    depth, _ = ball(rig, 0.05 * draw(5, 3))
+    rig = side_by_side(0.0, 0.1, 0.25)
+    depth = 2.0 + 0.1 * torch.arange(5.0)[None, :, None, None].expand(3, -1, H, W)
     whole = across_views(depth, rig, 16)
-    assert len(whole) >= 10
+    # So many that each link's places are drawn at random.
+    assert len(whole) == 3 * 5 and min(k.share for k in whole) > 2
     for chunk in (1, 2):
-        parts = across_views(depth, rig, chunk)
+        parts = {(k.here, k.there): k for k in across_views(depth, rig, chunk)}
         assert len(parts) == len(whole)
-        for a, b in zip(whole, parts, strict=True):
-            assert (a.here, a.there, a.share) == (b.here, b.there, b.share)
+        for a in whole:
+            b = parts[a.here, a.there]
+            assert a.share == b.share
             for name in ("places_here", "places_there", "cells", "counts"):
                 assert torch.equal(getattr(a, name), getattr(b, name))
 
@@ -270,7 +272,7 @@ def test_drift_is_what_changes_and_neither_what_stays_nor_what_is_usual():
 def test_frames_without_an_outline_have_no_drift_and_two_frames_tell_nothing():
     shifts = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [torch.nan, torch.nan], [0.0, 0.0]])
     drift = drift_of(shifts)
-    assert drift.isfinite().all() and drift[0, 0] > 1.9 and torch.equal(drift[2], torch.zeros(2))
+    assert drift.isfinite().all() and drift[0, 0] > 1 and torch.equal(drift[2], torch.zeros(2))
     assert torch.equal(drift_of(shifts[:3]), torch.zeros(3, 2))
 
 

@@ -8,6 +8,8 @@ import comfy.utils
 import pytest
 import torch
 from turnaround.models.cameras import orbit_rig
+from turnaround.models.mv_opt import refine
+from turnaround.models.mv_opt_objective import Settings
 from turnaround.models.mv_opt_picture import HEIGHT, WIDTH
 from turnaround.models.performer import draw_appearance, pose_performer, render_performer
 from turnaround.models.pose import Pose
@@ -92,14 +94,13 @@ def test_what_no_term_pulls_at_comes_back_to_the_bit(scene):
     assert torch.equal(off[0].frames, views.frames) and "fell by nothing" in off[3]
 
 
-def test_every_strength_is_felt(scene):
+def test_every_setting_reaches_the_refiner(scene):
     views, depth = scene
-    usual = node(views, depth=depth)[1]["loss"][0]
-    assert node(views, depth=depth, surface=2.0)[1]["loss"][0] > usual
-    assert node(views, depth=depth, temporal=0.0)[1]["loss"][0] < usual
-    keen, shy = (node(views, depth=depth, fidelity=k)[0].frames[1] for k in (0.1, 10.0))
-    change = [float((x - views.frames[1]).square().mean()) for x in (keen, shy)]
-    assert change[0] > 1.05 * change[1]
+    options = dict(surface=1.5, temporal=0.4, fidelity=0.7, iterations=3, sweeps=2, chunk=2)
+    refined, loss, *_ = node(views, depth=depth, pose_strength=2.0, **options)
+    expected = refine(views, depth.frames[:, :, 0], None, None, Settings(pose=2.0, **options))
+    assert torch.equal(refined.frames, expected.frames)
+    assert loss["loss"] == expected.history.total
 
 
 def test_the_rig_may_come_from_its_own_socket_of_another_size(scene):
@@ -113,7 +114,10 @@ def test_the_rig_may_come_from_its_own_socket_of_another_size(scene):
 def test_what_was_left_out_is_in_the_note(scene):
     views, depth = scene
     assert "one view" in node(some(views, 1, 2), depth=some(depth, 1, 2))[3]
-    assert "no rig" in node(Views(views.frames, views.masks, None), depth=depth)[3]
+    assert "no rig" in node(Views(views.frames, views.masks, None))[3]
+    # Depth knows its cameras.
+    bare = replace(views, rig=None)
+    assert "no rig" not in node(bare, depth=depth)[3]
     empty = Views(torch.zeros_like(depth.frames), None, RIG)
     refined, loss, picture, note = node(views, depth=empty)
     assert "nobody was found" in note and loss == {"loss": []}
