@@ -280,7 +280,7 @@ DEPTH_TOLERANCE = 0.02
 """Metres: a point is the same surface when the other camera's depth agrees this closely."""
 
 
-def _corresponding(
+def corresponding(
     depth: Tensor,  # [F, H, W] metres of one view; 0 = nothing
     depth_other: Tensor,  # [F, H, W] of the other
     rig: Rig,  # of the two
@@ -334,7 +334,7 @@ def cross_view_consistency(
         for w in range(V):
             if v == w:
                 continue
-            x, y, both = _corresponding(depth[v], depth[w], rig.select([v, w]), tolerance)
+            x, y, both = corresponding(depth[v], depth[w], rig.select([v, w]), tolerance)
             if where is not None:
                 both = both & (where[v] > 0.5)
             away = (frames[v] - sample(frames[w], x, y)).square().mean(1)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
-from .metrics import DEPTH_TOLERANCE, _corresponding, sample
+from .metrics import DEPTH_TOLERANCE, corresponding, sample
 from .points import unproject_depth
 
 CELL = 32
@@ -97,7 +97,7 @@ def across_views(
         for w in range(v + 1, V):
             pair = rig.select([v, w])
             for some in torch.arange(count).split(chunk):
-                x, y, both = _corresponding(depth[v, some], depth[w, some], pair, tolerance)
+                x, y, both = corresponding(depth[v, some], depth[w, some], pair, tolerance)
                 for n, f in enumerate(some.tolist()):
                     rows, columns = both[n].nonzero().unbind(1)
                     p = torch.stack([columns, rows], -1) + 0.5
@@ -137,7 +137,7 @@ def grown(masks: Tensor, reach: int) -> Tensor:  # [F, h, w]
     return F.max_pool2d(wide, (size, 1), 1, (reach, 0))[:, 0]
 
 
-def _read(field: Tensor, places: Tensor) -> Tensor:  # [C, h, w], [N, 2] -> [N, C]
+def read_at(field: Tensor, places: Tensor) -> Tensor:  # [C, h, w], [N, 2] -> [N, C]
     return sample(field[None], places[None, None, :, 0], places[None, None, :, 1])[0, :, 0].T
 
 
@@ -151,10 +151,10 @@ def over_time(there: Tensor, back: Tensor, masks: Tensor, view: int) -> list[Lin
     links = []
     for f in range(len(there)):
         p = _places(masks[f])
-        step = _read(there[f], p)
+        step = read_at(there[f], p)
         q = p + step
-        kept = (step + _read(back[f], q)).norm(dim=1) < RETURNED
-        kept &= _read(masks[f + 1][None].to(p), q)[:, 0] > 0.5
+        kept = (step + read_at(back[f], q)).norm(dim=1) < RETURNED
+        kept &= read_at(masks[f + 1][None].to(p), q)[:, 0] > 0.5
         width = masks.shape[-1]
         links.append(_link((view, f), (view, f + 1), p[kept], q[kept], width, True, f))
     return [link for link in links if link]
@@ -182,8 +182,8 @@ def casts_of(pictures: Tensor, links: list[Link]) -> Tensor:  # [V, F, 3, h, w] 
     ends = torch.tensor([[v * count + f for v, f in (k.here, k.there)] for k in links])
     ratios = torch.stack(
         [
-            (_read(pictures[k.here], k.places_here).mean(0) + FLOOR).log()
-            - (_read(pictures[k.there], k.places_there).mean(0) + FLOOR).log()
+            (read_at(pictures[k.here], k.places_here).mean(0) + FLOOR).log()
+            - (read_at(pictures[k.there], k.places_there).mean(0) + FLOOR).log()
             for k in links
         ]
     ).double()
@@ -236,10 +236,10 @@ def outline_shifts(alpha: Tensor, solid: Tensor) -> Tensor:  # [F, h, w] 0..1 tw
 def _one_outline(
     soft: Tensor, goal: Tensor, slope: Tensor, places: Tensor, shift: Tensor
 ) -> Tensor:
-    wanted = _read(goal[None], places)[:, 0]
+    wanted = read_at(goal[None], places)[:, 0]
     for _ in range(8):
-        away = _read(soft[None], places + shift)[:, 0] - wanted
-        J = _read(slope, places + shift)
+        away = read_at(soft[None], places + shift)[:, 0] - wanted
+        J = read_at(slope, places + shift)
         weight = (1 / (1 + (away / 0.2).square()))[:, None]  # hair and cloth that no geometry has
         step = torch.linalg.solve(
             J.T @ (weight * J) + 1e-4 * torch.eye(2, device=J.device), J.T @ (weight[:, 0] * away)
@@ -278,9 +278,9 @@ def _bends_of_view(
         p = _places(inside)
         if len(p) < FEWEST:
             continue
-        forward, backward = _read(there[f], p), _read(back[f - 1], p)
-        kept = (forward + _read(back[f], p + forward)).norm(dim=1) < RETURNED
-        kept &= (backward + _read(there[f - 1], p + backward)).norm(dim=1) < RETURNED
+        forward, backward = read_at(there[f], p), read_at(back[f - 1], p)
+        kept = (forward + read_at(back[f], p + forward)).norm(dim=1) < RETURNED
+        kept &= (backward + read_at(there[f - 1], p + backward)).norm(dim=1) < RETURNED
         if int(kept.sum()) < FEWEST:
             continue
         # One a cell of five pixels: neighbours say the same.

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
-from .mv_opt_links import CELL, STEADY_CELL, Basis, Bend, Link, basis, gaussian, spread
+from .mv_opt_links import CELL, STEADY_CELL, Basis, Bend, Link, basis, gaussian, read_at, spread
 
 TALLEST = 256
 """Pixels: larger windows are shrunk while fields are sought; fields are smooth, and applied in full."""
@@ -150,13 +150,6 @@ def huber(x: Tensor) -> tuple[Tensor, Tensor]:
     """A square that goes on as a line (pseudo-Huber): its value, and the weight of least squares."""
     root = torch.sqrt(1 + (x / TAILS).square())
     return 2 * TAILS**2 * (root - 1), 1 / root
-
-
-def gather(pictures: Tensor, places: Tensor) -> Tensor:  # [C, h, w], [N, 2] -> [N, C]
-    h, w = pictures.shape[-2:]
-    grid = torch.stack([2 * places[:, 0] / w - 1, 2 * places[:, 1] / h - 1], -1)[None, None]
-    read = F.grid_sample(pictures[None], grid, padding_mode="border", align_corners=False)
-    return read[0, :, 0].T
 
 
 def moved(picture: Tensor, shift: Tensor) -> Tensor:  # [3, h, w], [2, h, w] pixels
@@ -341,7 +334,7 @@ class Problem:
         """Colours and blurred greys at the block's places."""
         grey = y.mean(0, keepdim=True)
         layers = torch.cat([y, *(gaussian(grey, s) for s in TEXTURE_SIGMAS)])
-        return gather(layers, self.looks[block].places)
+        return read_at(layers, self.looks[block].places)
 
     def keep(self, block: Block, values: Tensor) -> None:
         """What others are compared with from now on."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .mv_opt_links import Basis, add_normal, gaussian, spread
+from .mv_opt_links import Basis, add_normal, gaussian, read_at, spread
 from .mv_opt_objective import (
     ANCHORS,
     BEND,
@@ -29,7 +29,6 @@ from .mv_opt_objective import (
     Fields,
     History,
     Problem,
-    gather,
     huber,
     moved,
 )  # fmt: skip
@@ -52,7 +51,7 @@ def colour_target(problem: Problem, block: Block, values: Tensor, others: Tensor
     x = problem.pictures[block]
     if fields.shift.any():
         x = moved(x, spread(fields.shift, problem.size))
-    raw = gather(x, looks.places)
+    raw = read_at(x, looks.places)
     mean = looks.means(values[:, :3] - others[:, :3])
     weight = looks.cell_weight[:, None] * huber(mean * looks.cell_weight[:, None].sqrt())[1]
     prior, anchor = _colour_prior(problem, block)
@@ -140,7 +139,7 @@ def _add_texture(
         w = looks.place_weight * huber(e * looks.place_weight.sqrt())[1]
         kept = w > 0
         at = Basis(looks.shift_basis.nodes[kept], looks.shift_basis.weights[kept])
-        add_normal(curvature, slope, at, gather(slopes, looks.places[kept]), w[kept], e[kept])
+        add_normal(curvature, slope, at, read_at(slopes, looks.places[kept]), w[kept], e[kept])
 
 
 def _accepted(problem: Problem, block: Block, target: Fields, start: float, others: Tensor | None):

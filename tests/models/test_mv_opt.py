@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from turnaround.models import mv_opt, mv_opt_objective, mv_opt_steps, performer
+from turnaround.models import mv_opt, mv_opt_links, mv_opt_objective, mv_opt_steps, performer
 from turnaround.models.cameras import Rig, orbit_rig, project
 from turnaround.models.mv_opt import Refined, paper_order, refine
 from turnaround.models.mv_opt_links import Bend, across_views, over_time
@@ -194,7 +194,7 @@ def test_one_step_on_colours_reaches_the_least_squares(block):
     problem = shaken(whole_problem())
     old, looks = problem.fields[block], problem.looks[block]
     shifted = problem.picture(block, Fields(0 * old.colour, old.shift))
-    raw = mv_opt_objective.gather(shifted, looks.places).double()
+    raw = mv_opt_links.read_at(shifted, looks.places).double()
     others = problem.others(block)[:, :3].double()
     rows, columns = problem.colour_grid
     n = rows * columns
