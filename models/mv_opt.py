@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .cameras import Rig
 from .mv_opt_links import (
+    Link,
     across_views,
     bends,
     casts_of,
@@ -98,7 +99,14 @@ def refine(
     on_step: Step | None = None,
 ) -> Refined:
     """Views whose colours, places and outlines agree better, over time and with each other."""
-    known = _known(views, depth)
+    total, shown = settings.sweeps * views.frames.shape[1], [-1]
+
+    def tick(*_) -> None:
+        """Before the descent: nothing to show yet, but the cancel button counts."""
+        if on_step:
+            on_step(0, total)
+
+    known = _known(views, depth, tick)
     notes = list(known.notes)
     V, count = known.frames.shape[:2]
     inside = known.depth > 0 if known.depth is not None else known.masks
@@ -106,9 +114,8 @@ def refine(
         notes.append("nobody was found in any view, so nothing was refined")
         return Refined(known.frames, History(), tuple(notes))
     window = window_around(inside)
-    problem = _problem(known, window, inside, pose, weights, settings, notes)
+    problem = _problem(known, window, inside, pose, weights, settings, notes, tick)
     order, history = paper_order(known.rig, V), History()
-    total, shown = settings.sweeps * count, [-1]
 
     def step(sweep: int, f: int) -> None:
         if on_step is None:
@@ -134,7 +141,7 @@ def _preview(problem: Problem, f: int) -> Tensor:
 # --- what is known --------------------------------------------------------------------------------
 
 
-def _known(views: Views, depth: Tensor | None) -> Known:
+def _known(views: Views, depth: Tensor | None, tick: Step) -> Known:
     frames, notes = as_pictures(views), []
     frames, lost = _without_gaps(frames)
     if lost:
@@ -153,7 +160,7 @@ def _known(views: Views, depth: Tensor | None) -> Known:
             masks = torch.stack([mask_from_plain_background(f) for f in frames]).to(frames) > 0.5
             notes.append("no masks: the performer was found before the plain background")
         if masks is not None and len(views) >= NEEDED:
-            depth = depth_from_silhouettes(masks.float(), rig)
+            depth = depth_from_silhouettes(masks.float(), rig, tick)
             notes.append("no depth: shape from the outlines")
         else:
             notes.append(
@@ -193,8 +200,16 @@ def _plain(frames: Tensor) -> bool:
 
 
 def _problem(
-    known: Known, window: Window, inside: Tensor, pose, weights, settings: Settings, notes: list
+    known: Known,
+    window: Window,
+    inside: Tensor,
+    pose: Pose | None,
+    weights: Tensor | None,
+    settings: Settings,
+    notes: list[str],  # added to
+    tick: Step,
 ) -> Problem:
+    """What is compared with what, and how much each of it is believed."""
     V, count = known.frames.shape[:2]
     small = torch.stack([_shrunk(window, f) for f in known.frames])
     solid = torch.stack([_nearest(window, m.float()) for m in inside]) > 0.5
@@ -203,14 +218,15 @@ def _problem(
     links, curves, flows = [], [], []
     if known.depth is not None:
         near = torch.stack([_nearest(window, d) for d in known.depth])
-        links = across_views(near, rig, settings.chunk) if settings.surface else []
+        links = across_views(near, rig, settings.chunk, tick) if settings.surface else []
         if settings.surface and not links:
             notes.append("no two views see the same surface: nothing is compared across views")
     drift = _drift(small, solid, pose, window, rig, settings, notes)
     if settings.temporal and count > 1:
         cv2 = opencv()
-        flows = [flow_both_ways(small[v], cv2) for v in range(V)]
         for v in range(V):
+            tick()
+            flows.append(flow_both_ways(small[v], cv2))
             links += over_time(*flows[v], solid[v], v)
         if near is not None:
             curves = bends(flows, solid, near, rig, drift)
@@ -222,7 +238,7 @@ def _problem(
     if pose is not None and pose.pixels is not None and settings.pose and rig is not None:
         keypoints = _keypoints(pose, window, rig)
     casts = casts_of(small, links)
-    texture = _texture_fits(small, links, trust.to(small), casts, settings)
+    texture = _texture_fits(small, links, trust.to(small), casts, settings, tick)
     if not texture and any(not link.over_time for link in links):
         notes.append("moving pictures would hardly make texture fit better: across views, colours "
                      "alone are compared")  # fmt: skip
@@ -239,7 +255,7 @@ PROBES = 3
 
 
 def _texture_fits(
-    small: Tensor, links: list, trust: Tensor, casts: Tensor, settings: Settings
+    small: Tensor, links: list[Link], trust: Tensor, casts: Tensor, settings: Settings, tick: Step
 ) -> bool:
     """Whether texture tells where pictures belong, tried on a few moments of the clip."""
     count = small.shape[1]
@@ -252,7 +268,7 @@ def _texture_fits(
     alone = replace(settings, temporal=0.0, pose=0.0, iterations=4, sweeps=1)
     probe = Problem(small, tried, [], nothing, solid, {}, trust, casts, alone)
     before = probe.texture()
-    minimise(probe, list(range(len(small))), History(), lambda sweep, f: None)
+    minimise(probe, list(range(len(small))), History(), tick)
     return before > 0 and probe.texture() < (1 - FITS) * before
 
 

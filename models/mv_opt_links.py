@@ -10,6 +10,7 @@ Frames: places in pixels of the working window, pixel centres at +0.5; world as 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def across_views(
     depth: Tensor,  # [V, F, H, W] metres, 0 = nothing
     rig: Rig,
     chunk: int = 16,  # frames at a time: some 100 bytes a pixel; the same links with any
-    tolerance: float = DEPTH_TOLERANCE,  # metres
+    tick: Callable[[], None] | None = None,  # called now and then: may raise to stop
 ) -> list[Link]:
     """Co-visible surface of every two views at every moment.
 
@@ -97,7 +98,9 @@ def across_views(
         for w in range(v + 1, V):
             pair = rig.select([v, w])
             for some in torch.arange(count).split(chunk):
-                x, y, both = corresponding(depth[v, some], depth[w, some], pair, tolerance)
+                if tick:
+                    tick()
+                x, y, both = corresponding(depth[v, some], depth[w, some], pair, DEPTH_TOLERANCE)
                 for n, f in enumerate(some.tolist()):
                     rows, columns = both[n].nonzero().unbind(1)
                     p = torch.stack([columns, rows], -1) + 0.5

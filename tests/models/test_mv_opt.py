@@ -267,7 +267,7 @@ def test_texture_that_is_half_a_pixel_beside_is_moved_back():
 def test_texture_counts_only_where_moving_pictures_takes_its_differences_away():
     shake = torch.tensor([[0.6, -0.4], [-0.8, 0.1], [0.2, 0.3]])
     problem = pair_that_shakes(shake)
-    given = (problem.links, problem.trust, problem.casts, USUAL)
+    given = (problem.links, problem.trust, problem.casts, USUAL, lambda *_: None)
     assert mv_opt._texture_fits(problem.pictures, *given)
     other = problem.pictures.clone()
     other[1] = other[1].flip(-1)  # another texture altogether
