@@ -293,6 +293,7 @@ class Problem:
             for v in range(V)
             for f in range(count)
         }
+        self.texture_counts = texture and settings.surface > 0
         self.drift = drift
         self.keypoints = {
             b: (basis(places, self.size, self.shift_grid), away, weight)
@@ -330,11 +331,16 @@ class Problem:
             x = (1 + gain) * x + offset
         return x
 
-    def read(self, block: Block, y: Tensor) -> Tensor:  # [N, 3 + 2]
-        """Colours and blurred greys at the block's places."""
-        grey = y.mean(0, keepdim=True)
-        layers = torch.cat([y, *(gaussian(grey, s) for s in TEXTURE_SIGMAS)])
-        return read_at(layers, self.looks[block].places)
+    def read(self, block: Block, y: Tensor) -> Tensor:  # [N, 3 + 2], or [N, 3] without texture
+        """Colours and, where texture counts, blurred greys at the block's places."""
+        if self.texture_counts:
+            grey = y.mean(0, keepdim=True)
+            y = torch.cat([y, *(gaussian(grey, s) for s in TEXTURE_SIGMAS)])
+        return read_at(y, self.looks[block].places)
+
+    def kept(self, block: Block) -> Tensor:
+        """What `read` gave when the block changed last."""
+        return torch.cat([self.values[side] for side in self.looks[block].links])
 
     def keep(self, block: Block, values: Tensor) -> None:
         """What others are compared with from now on."""
@@ -459,8 +465,8 @@ class Problem:
     def texture(self) -> float:
         """The part of the surface term that is texture."""
         sums = 0.0
-        for block, looks in self.looks.items():
-            away = torch.cat([self.values[s] for s in looks.links]) - self.others(block)
+        for block in self.looks:
+            away = self.kept(block) - self.others(block)
             sums += 0.5 * float(self.compared(block, away)[1].sum())
         return sums
 
@@ -469,7 +475,7 @@ class Problem:
         settings = self.settings
         sums = {"surface": 0.0, "temporal": 0.0, "pose": 0.0, "fidelity": 0.0}
         for block, looks in self.looks.items():
-            away = torch.cat([self.values[s] for s in looks.links]) - self.others(block)
+            away = self.kept(block) - self.others(block)
             colour, texture = self.compared(block, away)
             sums["surface"] += 0.5 * float(texture.sum())
             first = 0

@@ -41,8 +41,13 @@ ROUND_ENOUGH = 1e-3
 """Share of F, a moment, below which another round over the views is not worth it."""
 
 
+DAMPING = 1e-7
+"""Share of the mean curvature that is added to all directions: without fidelity some have none."""
+
+
 def _solve(curvature: Tensor, slope: Tensor) -> Tensor:
-    return torch.linalg.solve(curvature, slope)
+    least = (DAMPING * curvature.diagonal().mean()).clamp(min=1e-12)
+    return torch.linalg.solve(curvature + least * torch.eye(len(slope)).to(slope), slope)
 
 
 def colour_target(problem: Problem, block: Block, values: Tensor, others: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def _colour_prior(problem: Problem, block: Block) -> tuple[Tensor, Tensor]:
 
 
 def shift_target(
-    problem: Problem, block: Block, y: Tensor, values: Tensor | None, others: Tensor | None
+    problem: Problem, block: Block, values: Tensor | None, others: Tensor | None
 ) -> Tensor:
     """[2, rows, columns]: where Gauss and Newton's step would take the shift."""
     shift, settings = problem.fields[block].shift, problem.settings
@@ -111,8 +116,8 @@ def shift_target(
         at, left, weight = problem.keypoint_residuals(block, shift)
         weight = settings.pose * weight[:, None] * huber(left * weight[:, None].sqrt())[1]
         _add_axes(curvature, slope, at, -1.0, weight, left)
-    if values is not None and settings.surface:
-        _add_texture(problem, block, y, values - others, curvature, slope)
+    if values is not None and problem.texture_counts:
+        _add_texture(problem, block, values - others, curvature, slope)
     return shift - _solve(curvature, slope).view_as(shift)
 
 
@@ -127,12 +132,12 @@ def _add_axes(
 
 
 def _add_texture(
-    problem: Problem, block: Block, y: Tensor, away: Tensor, curvature: Tensor, slope: Tensor
+    problem: Problem, block: Block, away: Tensor, curvature: Tensor, slope: Tensor
 ) -> None:
     """Lucas and Kanade's equations of the surface term: texture moves along its slope."""
     looks = problem.looks[block]
     mean = looks.means(away[:, 3:])
-    grey = y.mean(0, keepdim=True)
+    grey = problem.picture(block, problem.fields[block]).mean(0, keepdim=True)
     for k, sigma in enumerate(TEXTURE_SIGMAS):
         slopes = torch.stack(torch.gradient(gaussian(grey, sigma)[0])[::-1])  # d/dx, d/dy
         e = away[:, 3 + k] - mean[looks.cells, k]
@@ -145,7 +150,7 @@ def _add_texture(
 def _accepted(problem: Problem, block: Block, target: Fields, start: float, others: Tensor | None):
     """The target, or half the way and so on, where the objective falls by enough.
 
-    (fields, picture, values, objective), or None when nothing on the way is better."""
+    (fields, values, objective), or None when nothing on the way is better."""
     old = problem.fields[block]
     share = 1.0
     for _ in range(1 + HALVINGS):
@@ -159,7 +164,7 @@ def _accepted(problem: Problem, block: Block, target: Fields, start: float, othe
         values = problem.read(block, y) if block in problem.looks else None
         reached = float(problem.local(block, trial, values, others))
         if reached < start and reached <= start - SUFFICIENT * float(away):
-            return trial, y, values, reached
+            return trial, values, reached
         share /= 2
     return None
 
@@ -170,20 +175,19 @@ def descend(problem: Problem, block: Block) -> float:
     if not linked and not problem.moves(block):
         return 0.0
     others = problem.others(block) if linked else None
-    y = problem.picture(block, problem.fields[block])
-    values = problem.read(block, y) if linked else None
+    values = problem.kept(block) if linked else None
     first = start = float(problem.local(block, problem.fields[block], values, others))
     for part in ("colour", "shift"):
         old = problem.fields[block]
         if part == "shift":
-            target = Fields(old.colour, shift_target(problem, block, y, values, others))
+            target = Fields(old.colour, shift_target(problem, block, values, others))
         elif linked:
             target = Fields(colour_target(problem, block, values, others), old.shift)
         else:
             continue
         found = _accepted(problem, block, target, start, others)
         if found:
-            problem.fields[block], y, values, start = found
+            problem.fields[block], values, start = found
     if linked:
         problem.keep(block, values)
     return first - start

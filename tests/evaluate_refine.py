@@ -757,8 +757,8 @@ class Plan:
     """Of evaluate.CLIPS."""
     faults: tuple[str, ...]
     small: tuple[int, int] = (128, 160)
-    small_amount: evaluate.Amount = evaluate.Amount(1, 6, 9)
-    small_faults: tuple[str, ...] = (*MIXED, ALL)
+    small_amount: evaluate.Amount = evaluate.Amount(1, 6, 5)
+    small_faults: tuple[str, ...] = (ALL,)
     """Of the clip of the tables with many rows."""
     all: bool = True
     """The tables with many rows, Turnaround-Tiny, the real clip and the human net, too."""

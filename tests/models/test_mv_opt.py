@@ -166,7 +166,7 @@ def targets(problem: Problem, block) -> Fields:
     values, others = problem.read(block, y), problem.others(block)
     return Fields(
         colour_target(problem, block, values, others),
-        shift_target(problem, block, y, values, others),
+        shift_target(problem, block, values, others),
     )
 
 
