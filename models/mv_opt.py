@@ -221,7 +221,8 @@ def _problem(
         links = across_views(near, rig, settings.chunk, tick) if settings.surface else []
         if settings.surface and not links:
             notes.append("no two views see the same surface: nothing is compared across views")
-    drift = _drift(small, solid, pose, window, rig, settings, notes)
+    keypoints = _seen_keypoints(pose, window, rig, settings, notes)
+    drift = _drift(small, solid, keypoints, rig, settings)
     if settings.temporal and count > 1:
         cv2 = opencv()
         for v in range(V):
@@ -234,9 +235,6 @@ def _problem(
     if empty:
         notes.append(f"nobody in views {empty}: they stay as they are")
     trust = torch.ones(V) if weights is None else weights / weights.mean()
-    keypoints = {}
-    if pose is not None and pose.pixels is not None and settings.pose and rig is not None:
-        keypoints = _keypoints(pose, window, rig)
     casts = casts_of(small, links)
     texture = _texture_fits(small, links, trust.to(small), casts, settings, tick)
     if not texture and any(not link.over_time for link in links):
@@ -272,25 +270,35 @@ def _texture_fits(
     return before > 0 and probe.texture() < (1 - FITS) * before
 
 
-def _drift(small, solid, pose, window: Window, rig, settings: Settings, notes: list) -> Tensor:
+def _seen_keypoints(
+    pose: Pose | None, window: Window, rig: Rig | None, settings: Settings, notes: list[str]
+) -> dict[Block, tuple[Tensor, Tensor, Tensor]]:
+    """Those of 'pose', where they can be used; why not is noted."""
+    if pose is None or not settings.pose or rig is None:
+        return {}
+    if pose.pixels is None:
+        notes.append("'pose' holds no places in the pictures, so its keypoints are not used")
+        return {}
+    if not (pose.sure * pose.found > SURE).any():
+        notes.append("all keypoints of 'pose' have zero confidence, so they are not used")
+        return {}
+    return _keypoints(pose, window, rig)
+
+
+def _drift(
+    small: Tensor, solid: Tensor, keypoints: dict, rig: Rig | None, settings: Settings
+) -> Tensor:
     """[V, F, 2] by how many pixels the whole performer shakes: from its outline against that of the
     geometry where the background is plain, else from keypoints."""
     drift = small.new_zeros(*small.shape[:2], 2)
     if not settings.pose or rig is None:
         return drift
-    places = None
-    if pose is not None and pose.pixels is None:
-        notes.append("'pose' holds no places in the pictures, so its keypoints are not used")
-    elif pose is not None and not (pose.sure * pose.found > SURE).any():
-        notes.append("all keypoints of 'pose' have zero confidence, so they are not used")
-    elif pose is not None:
-        places = _keypoints(pose, window, rig)
     for v in range(len(small)):
         alpha = silhouette(small[v], solid[v])
         if alpha is not None:
             drift[v] = drift_of(outline_shifts(alpha, solid[v].float()))
-        elif places is not None:
-            drift[v] = _mean_drift(places, v, drift[v])
+        elif keypoints:
+            drift[v] = _mean_drift(keypoints, v, drift[v])
     return drift
 
 

@@ -372,6 +372,15 @@ class Problem:
             total = total + weight * huber(left / BEND)[0].sum()
         return total
 
+    def bend_left(self, key: Block, block: Block, shift: Tensor) -> Tensor:  # [M, 2]
+        """What is left of the excess around `key` when one block has this shift."""
+        left = self.curves[key].excess
+        for place, factor in ((0, -1.0), (1, 2.0), (2, -1.0)):
+            who = (key[0], key[1] - 1 + place)
+            d = shift if who == block else self.fields[who].shift
+            left = left + factor * self.curve_bases[key][place].read(d)
+        return left
+
     def curvature(self, block: Block, shift: Tensor) -> Iterator[tuple]:
         """(key, [M, 2] what is left of the excess, factor of the block's shift, its basis)."""
         v, f = block
@@ -379,12 +388,7 @@ class Problem:
             key = (v, f + 1 - role)
             if key not in self.curves:
                 continue
-            left = self.curves[key].excess
-            for place, other_factor in ((0, -1.0), (1, 2.0), (2, -1.0)):
-                who = (v, key[1] - 1 + place)
-                d = shift if place == role else self.fields[who].shift
-                left = left + other_factor * self.curve_bases[key][place].read(d)
-            yield key, left, factor, self.curve_bases[key][role]
+            yield key, self.bend_left(key, block, shift), factor, self.curve_bases[key][role]
 
     def stands(self, block: Block, shift: Tensor) -> Tensor:  # [2] pixels
         """How far the whole performer is from where it should stand."""
@@ -484,11 +488,8 @@ class Problem:
                 part = 0.5 * float(colour[first : first + len(link.counts)].sum())
                 sums["temporal" if link.over_time else "surface"] += part
                 first += len(link.counts)
-        for (v, f), curve in self.curves.items():
-            left = curve.excess
-            for place, factor in ((0, -1.0), (1, 2.0), (2, -1.0)):
-                d = self.fields[v, f - 1 + place].shift
-                left = left + factor * self.curve_bases[v, f][place].read(d)
+        for v, f in self.curves:
+            left = self.bend_left((v, f), (v, f), self.fields[v, f].shift)
             weight = settings.temporal * BENDS_INDEPENDENT
             sums["temporal"] += weight * float(huber(left / BEND)[0].sum())
         for block, fields in self.fields.items():
