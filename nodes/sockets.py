@@ -9,3 +9,5 @@ SYNC = io.Custom("TURNAROUND_SYNC")  # ModelPatcher of a models.view_sync.ViewSy
 BODY = io.Custom("TURNAROUND_BODY")  # models.body.Body
 WEIGHTS = io.Custom("TURNAROUND_WEIGHTS")  # models.view_weights.ViewWeights
 POSE = io.Custom("TURNAROUND_POSE")  # models.pose.Pose
+FLOW = io.Custom("TURNAROUND_FLOW")  # models.flow.Flow
+IMPLICIT = io.Custom("TURNAROUND_IMPLICIT")  # models.implicit_video.ImplicitVideo
