@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
+from .flow import flow_both_ways
 from .mv_opt_links import (
     Link,
     across_views,
     bends,
     casts_of,
     drift_of,
-    flow_both_ways,
     gaussian,
     grown,
     outline_shifts,
