@@ -1,0 +1,181 @@
+"""The hash encoding against a loop in float64 that follows the paper's words, and by hand."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from turnaround.models.hash_grid import PRIMES, HashGrid
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = {2: (2, 6, 2, 9, 4, 1.8), 3: (3, 6, 2, 9, 3, 1.6)}
+"""Of both kinds of levels: in 2D 4, 7, 12, 23, 41 and 75 cells, in 3D 3, 4, 7, 12, 19 and 31; 512 entries."""
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def grid_of(dims: int, dtype: torch.dtype = torch.float64) -> HashGrid:
+    grid = HashGrid(*SETTINGS[dims]).to(dtype)
+    table = torch.randn(grid.table.shape, dtype=dtype, generator=seeded(1))
+    grid.table.data.copy_(table)
+    return grid
+
+
+def scattered(count: int, dims: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, dims, dtype=torch.float64, generator=seeded(seed))
+
+
+def entry(grid: HashGrid, level: int, vertex: tuple[int, ...]) -> int:
+    """Where a vertex's features lie."""
+    along, size = grid.resolution(level) + 1, grid.table.shape[1]
+    if along**grid.dims <= size:
+        return sum(v * along**axis for axis, v in enumerate(vertex))
+    hashed = 0
+    for v, prime in zip(vertex, PRIMES, strict=False):
+        hashed ^= v * prime
+    return hashed % size
+
+
+def by_loop(grid: HashGrid, points: Tensor) -> Tensor:
+    """Every point, level and corner by itself."""
+    rows = []
+    for point in points.clamp(0, 1):
+        row = []
+        for level in range(grid.levels):
+            n = grid.resolution(level)
+            low = [min(math.floor(float(x.detach()) * n), n - 1) for x in point]
+            total = torch.zeros(grid.features, dtype=points.dtype)
+            for corner in itertools.product((0, 1), repeat=grid.dims):
+                weight = 1.0
+                for axis, upper in enumerate(corner):
+                    toward = point[axis] * n - low[axis]
+                    weight = weight * (toward if upper else 1 - toward)
+                vertex = tuple(i + c for i, c in zip(low, corner, strict=True))
+                total = total + weight * grid.table[level, entry(grid, level, vertex)]
+            row.append(total)
+        rows.append(torch.cat(row))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_it_is_what_a_loop_finds(dims):
+    grid = grid_of(dims)
+    kinds = {(grid.resolution(level) + 1) ** dims <= 512 for level in range(grid.levels)}
+    assert kinds == {True, False}
+    points = scattered(40, dims)
+    torch.testing.assert_close(grid(points), by_loop(grid, points), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_its_gradients_are_those_of_the_loop(dims):
+    grid, points = grid_of(dims), scattered(10, dims).requires_grad_()
+    pull = torch.randn(10, grid.levels * grid.features, dtype=torch.float64, generator=seeded(2))
+    found = torch.autograd.grad((grid(points) * pull).sum(), (grid.table, points))
+    expected = torch.autograd.grad((by_loop(grid, points) * pull).sum(), (grid.table, points))
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, right, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradients_are_the_slopes(dims):
+    grid = HashGrid(dims, 3, 2, 4, 2, 1.7).double()
+    grid.table.data.normal_(generator=seeded(3))
+    points = scattered(6, dims, seed=4).requires_grad_()
+
+    def features(table: Tensor, points: Tensor) -> Tensor:
+        return torch.func.functional_call(grid, {"table": table}, (points,))
+
+    torch.autograd.gradcheck(features, (grid.table, points))
+
+
+def test_the_coarsest_features_come_first():
+    grid = grid_of(2)
+    with torch.no_grad():
+        grid.table.copy_(torch.arange(12.0).view(6, 1, 2).expand_as(grid.table))
+    # Weights of a cell's corners sum to one.
+    torch.testing.assert_close(grid(scattered(5, 2)), torch.arange(12.0).double().expand(5, 12))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_corners_of_the_square_and_the_cube_are_vertices(dims):
+    grid = grid_of(dims)
+    for corner in itertools.product((0, 1), repeat=dims):
+        found = grid(torch.tensor([corner], dtype=torch.float64))[0].view(grid.levels, -1)
+        for level in range(grid.levels):
+            vertex = tuple(c * grid.resolution(level) for c in corner)
+            expected = grid.table[level, entry(grid, level, vertex)]
+            torch.testing.assert_close(found[level], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_points_outside_count_as_at_the_border(dims):
+    grid = grid_of(dims)
+    points = (scattered(50, dims) * 3 - 1).requires_grad_()
+    found = grid(points)
+    torch.testing.assert_close(found, grid(points.clamp(0, 1)), atol=0, rtol=0)
+    (slope,) = torch.autograd.grad(found.square().sum(), points)
+    outside = (points < 0) | (points > 1)
+    assert outside.any() and (slope[outside] == 0).all() and (slope[~outside] != 0).all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_features_do_not_jump_between_cells(dims):
+    grid, step = grid_of(dims), 1e-9
+    for level in range(grid.levels):
+        n = grid.resolution(level)
+        for axis in range(dims):
+            here = scattered(n - 1, dims, seed=level)
+            here[:, axis] = torch.arange(1, n) / n
+            move = torch.zeros(dims, dtype=torch.float64)
+            move[axis] = step
+            # Features are normal, so slopes stay below 20 a cell.
+            jump = (grid(here + move) - grid(here - move)).detach()[:, 2 * level : 2 * level + 2]
+            assert jump.abs().max() < 2 * step * n * 20
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_any_chunk_gives_the_same(dims):
+    grid, points = grid_of(dims, torch.float32), scattered(1000, dims).float()
+    whole = grid(points)
+    for size in (1, 7, 256):
+        parts = torch.cat([grid(part) for part in points[:100].split(size)])
+        torch.testing.assert_close(parts, whole[:100], atol=0, rtol=0)
+
+
+def test_no_points_no_features():
+    for dims in (2, 3):
+        points = torch.zeros(0, dims, requires_grad=True)
+        found = grid_of(dims, torch.float32)(points)
+        assert found.shape == (0, 12)
+        found.sum().backward()
+        assert points.grad.shape == (0, dims)
+
+
+def test_what_is_no_number_stays_with_its_point():
+    grid = grid_of(3, torch.float32)
+    points = torch.rand(4, 3, generator=seeded(5))
+    points[2, 1] = math.nan
+    assert grid(points).isnan().all(1).tolist() == [False, False, True, False]
+
+
+def test_features_begin_small_and_the_same_from_the_same_seed():
+    first, again, other = (HashGrid(2, 3, 2, 10, 16, 1.4, seeded(s)).table for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert 0.9e-4 < first.abs().max() <= 1e-4 and first.mean().abs() < 5e-6
+
+
+def test_published_sizes():
+    canonical, deformation = HashGrid(2, 16, 2, 5, 16, 1.44), HashGrid(3, 16, 2, 5, 16, 1.38)
+    assert [canonical.resolution(level) for level in (0, 1, 15)] == [16, 23, 3798]
+    assert [deformation.resolution(level) for level in (0, 1, 15)] == [16, 22, 2005]
+
+
+def test_other_points_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="2 or 3 axes, not 4"):
+        HashGrid(4, 2, 2, 4, 2, 1.5)
+    with pytest.raises(ValueError, match=r"points \[N, 3\], not \[5, 2\]"):
+        grid_of(3)(scattered(5, 2))
