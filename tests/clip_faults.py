@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GAIN, OFFSET, PATCHES = 0.12, 0.03, 3
+GAIN, OFFSET, PATCHES = 0.06, 0.02, 3
 """Root mean square of a colour cast's factor (less 1) and addend, a channel; cells of its grid across
 and down, so that the sides of one picture are tinted differently."""
-GRAIN, BLOTCH, BLOTCH_PIXELS = 0.025, 0.05, 4
+GRAIN, BLOTCH, BLOTCH_PIXELS = 0.02, 0.04, 4
 """Root mean square of noise of single pixels, and of blotches so many pixels wide."""
+TINTED = 0.5
+"""Share of their variance that differs between the channels: more would look like a bad sensor."""
 WOBBLE = 1 / 192
 """Root mean square of a bend along an axis, share of the width: about a pixel of usual views."""
 
@@ -49,10 +51,12 @@ def colour(frames: Tensor, generator: torch.Generator) -> Tensor:
 def texture(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Every frame has a texture of its own on everything: grain, and blotches of a few pixels."""
     H, W = frames.shape[-2:]
-    grain = torch.randn(frames.shape, generator=generator).to(frames)
-    rows, columns = -(-H // BLOTCH_PIXELS), -(-W // BLOTCH_PIXELS)
-    blotches = _smooth(frames, 3, rows, columns, generator)
-    return (frames + GRAIN * grain + BLOTCH * blotches).clamp(0, 1)
+
+    def noise(pixels: int) -> Tensor:  # [F, 3, H, W], root mean square 1
+        field = _smooth(frames, 4, -(-H // pixels), -(-W // pixels), generator)
+        return (1 - TINTED) ** 0.5 * field[:, :1] + TINTED**0.5 * field[:, 1:]
+
+    return (frames + GRAIN * noise(1) + BLOTCH * noise(BLOTCH_PIXELS)).clamp(0, 1)
 
 
 def bends(frames: Tensor, generator: torch.Generator) -> Tensor:  # [F, 2, H, W] pixels

@@ -80,6 +80,9 @@ def test_texture_is_grain_and_blotches_of_the_stated_strength():
     # A mean of 3 x 3 leaves most of the blotches and a third of the grain.
     smooth = F.avg_pool2d(away, 3, 1)
     assert 0.6 * clip_faults.BLOTCH < rms(smooth) < clip_faults.BLOTCH
+    # Channels share a part of it.
+    shared = (away[:, 0] * away[:, 1]).mean() / away.square().mean()
+    assert float(shared) == pytest.approx(1 - clip_faults.TINTED, abs=0.05)
     # Wider than blotches, nothing is alike.
     far = away[..., 3 * clip_faults.BLOTCH_PIXELS :]
     alike = (far * away[..., : far.shape[-1]]).mean() / away.square().mean()
