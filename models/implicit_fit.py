@@ -1,0 +1,347 @@
+"""Fitting an implicit video to a clip (DiffPerformer Sec. 4.2-4.3, Eqs. 3-8; CoDeF for the sizes).
+
+Stage: frames [+ flow, masks, reference, depth and rig] -> ImplicitVideo and smoothed frames. One step
+explains pixels of one frame: L1, Sobel slopes, Eq. 7 (a pixel and the one that flow leads to in the
+next frame read the same canonical place), and what masks and cameras know.
+
+Preset `PAPER` starts from noise, takes whole frames and the published schedule, and shows what the
+fields say. The default starts at what flow tells (implicit_start.py), takes patches, tells jitter and
+casts of single frames apart from what is smooth, and adds the detail that lasts (implicit_detail.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cameras import Rig
+from .flow import Flow, optical_flow
+from .implicit_detail import add_detail
+from .implicit_pieces import Material, build_pieces, prepare, renew_pictures, steadied
+from .implicit_video import FieldSize, ImplicitVideo, Piece, annealed, read, read_smooth
+from .implicit_views import Shared, shared_places
+from .shots import shots
+
+Step = Callable[..., None]
+"""Called with done, total and, now and then, a preview [3, h, w]."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a clip is fitted. The defaults are the fast preset."""
+
+    canonical: FieldSize = FieldSize(8, 2, 15, 8, 1.6, 32, 1)
+    deformation: FieldSize = FieldSize(5, 2, 14, 4, 1.6, 32, 2)
+    steps: int = 0
+    """0 = A_FRAME for every frame of every view."""
+    patch: int = 64
+    """Pixels a side of the patches a step takes; 0 = whole frames."""
+    rate: float = 2e-3
+    """Adam's learning rate of the MLPs; halved after each quarter of the steps."""
+    table_rate: float = 1e-2
+    """Of the hash tables."""
+    squared: bool = False
+    """Mean square instead of mean absolute error."""
+    sobel: float = 0.1
+    flow: float = 1.0
+    background: float = 0.003
+    across: float = 1.0
+    """How much views are held to the same colours where they see the same surface."""
+    anneal: tuple[float, float] | None = None
+    """Shares of the steps at which the first level of the deformation's encoding begins to speak, and
+    at which all do."""
+    known: bool = True
+    """Begin at what flow tells, and tell jitter and casts apart."""
+    stride: int = 6
+    """Frames from key to key; 0 = one canonical picture a shot."""
+    strength: float = 1.0
+    """0 = the clip as it is .. 1 = as smooth as it gets."""
+
+
+A_FRAME = 12
+"""Steps for every frame of every view, by default."""
+
+FAST = Settings()
+PAPER = Settings(
+    canonical=FieldSize(16, 2, 19, 16, 1.44, 64, 2),
+    deformation=FieldSize(16, 2, 19, 16, 1.38, 64, 8),
+    steps=10_000,
+    patch=0,
+    rate=1e-3,
+    table_rate=1e-3,
+    squared=True,
+    anneal=(0.4, 0.8),
+    known=False,
+    stride=0,
+)
+"""CoDeF's published sizes and schedule."""
+
+JITTER_RATE, CAST_RATE = 5e-5, 1e-3
+"""Adam's learning rates of the numbers a frame: shares of the picture, and colours."""
+HELD = 0.1
+"""How much jitter and casts are held to where they began, by their squares in pixels and colours."""
+
+
+@dataclass
+class History:
+    """The loss and its terms after every step."""
+
+    total: list[float] = field(default_factory=list)
+    terms: list[dict[str, float]] = field(default_factory=list)
+
+
+def slopes(pictures: Tensor) -> Tensor:  # [C, h, w] -> [2, C, h - 2, w - 2]
+    """Sobel's slopes across and down, 1 = from black to white in a pixel."""
+    kernel = pictures.new_tensor([[1, 0, -1], [2, 0, -2], [1, 0, -1]]) / 8
+    pair = torch.stack([kernel, kernel.T])[:, None]
+    return F.conv2d(pictures[:, None], pair).movedim(1, 0)
+
+
+def flow_loss(
+    here: Tensor,  # [N, 2] D(p, n), shares of the picture
+    there: Tensor,  # [N, 2] D(p + flow, n + 1)
+    sure: Tensor,  # [N] 0..1
+) -> Tensor:
+    """DiffPerformer Eq. 7 by its meaning: canon(p, n) = canon(p + F, n + 1), where flow is believed."""
+    return ((here - there).abs().sum(1) * sure).sum() / sure.sum().clamp(min=1.0)
+
+
+class ImplicitFit:
+    """A clip being fitted: `steps` trains, `retarget` gives it other frames, `render` shows it.
+
+    Raises ValueError where frames, masks, flow or reference don't belong together.
+    """
+
+    def __init__(
+        self,
+        frames: Tensor,  # [V, F, 3, H, W] 0..1
+        settings: Settings = FAST,
+        flow: Flow | None = None,
+        masks: Tensor | None = None,  # [V, F, H, W] 0..1, the performer
+        depth: Tensor | None = None,  # [V, F, H, W] metres
+        rig: Rig | None = None,
+        reference: Tensor | None = None,  # [3, H, W] the look of the first canonical picture
+        seed: int = 0,
+        tick: Callable[[], None] = lambda: None,  # called now and then; may raise to stop
+    ) -> None:
+        self.settings, self.tick = settings, tick
+        V, count, _, H, W = frames.shape
+        self.size = (W, H)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.history = History()
+        self.done = 0
+        self.planned = settings.steps or A_FRAME * V * count
+        self.shots = _common_shots(frames, tick)
+        self.material = prepare(frames, flow, masks, self.shots, settings, tick)
+        self.video = self._video(frames, reference)
+        self.pieces = [(v, p) for v, view in enumerate(self.video.pieces) for p in view]
+        self.began = [t.detach().clone() for t in self._numbers()]
+        self.shared: list[Shared] = []
+        if depth is not None and rig is not None and settings.across:
+            self.shared = shared_places(depth, rig, tick)
+        self.optimiser = self._optimiser()
+
+    def _video(self, frames: Tensor, reference: Tensor | None) -> ImplicitVideo:
+        pieces = build_pieces(self.material, self.shots, self.settings, self.generator)
+        cells, bends = self.material.gain.shape[-1], self.material.jitter.shape[-2:]
+        video = ImplicitVideo(pieces, frames.shape[1], self.size, cells, bends).to(frames.device)
+        with torch.no_grad():
+            video.gain.copy_(self.material.gain.log())
+            video.offset.copy_(self.material.offset)
+            video.jitter.copy_(self.material.jitter)
+            if self.settings.known:
+                renew_pictures(video, self.material, reference, self.tick)
+        return video
+
+    def _numbers(self) -> list[Tensor]:
+        return [self.video.jitter, self.video.gain, self.video.offset]
+
+    def _optimiser(self) -> torch.optim.Adam:
+        s = self.settings
+        named = dict(self.video.named_parameters())
+        tables = [p for n, p in named.items() if n.endswith("grid.table")]
+        layers = [p for n, p in named.items() if ".mlp." in n]
+        groups = [{"params": tables, "lr": s.table_rate}, {"params": layers, "lr": s.rate}]
+        if s.known:
+            jitter, *casts = self._numbers()
+            groups += [{"params": [jitter], "lr": JITTER_RATE}, {"params": casts, "lr": CAST_RATE}]
+        for group in groups:
+            group["first"] = group["lr"]
+        return torch.optim.Adam(groups, eps=1e-8, fused=True)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def steps(self, count: int, on_step: Step | None = None) -> None:
+        """Train for so many steps; `on_step` sees the frame that is being explained now and then."""
+        with torch.inference_mode(False), torch.enable_grad():
+            for n in range(count):
+                self.tick()
+                shown = self._step()
+                if on_step:
+                    on_step(n + 1, count, self._preview(*shown) if n % 50 == 0 else None)
+
+    def _step(self) -> tuple[int, int]:
+        v, piece = self.pieces[self._draw(len(self.pieces))]
+        frame = piece.start + self._draw(len(piece))
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["first"] * 0.5 ** min(3, 4 * self.done // self.planned)
+        terms = self._losses(v, piece, frame)
+        loss = sum(terms.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.done += 1
+        self.history.total.append(float(loss.detach()))
+        self.history.terms.append({name: float(t.detach()) for name, t in terms.items()})
+        return v, frame
+
+    def _draw(self, count: int) -> int:
+        return int(torch.randint(count, (1,), generator=self.generator))
+
+    def _patch(self) -> tuple[slice, slice]:
+        """Rows and columns that a step looks at."""
+        W, H = self.size
+        side = self.settings.patch
+        if not side:
+            return slice(0, H), slice(0, W)
+        h, w = min(side, H), min(side, W)
+        top, left = self._draw(H - h + 1), self._draw(W - w + 1)
+        return slice(top, top + h), slice(left, left + w)
+
+    def _share(self) -> Tensor | None:
+        """How much of each level of the deformation's encoding is heard by now."""
+        if self.settings.anneal is None:
+            return None
+        begin, end = (self.planned * s for s in self.settings.anneal)
+        levels = self.settings.deformation.levels
+        share = annealed(levels, levels * (self.done - begin) / max(1.0, end - begin))
+        return share.to(self.video.device)
+
+    def _losses(self, v: int, piece: Piece, frame: int) -> dict[str, Tensor]:
+        s, m = self.settings, self.material
+        rows, columns = self._patch()
+        points = m.points[rows, columns].reshape(-1, 2)
+        goal = m.frames[v, frame, :, rows, columns]
+        layers = m.layers[:, v, frame, rows, columns].flatten(1)  # [L, N]
+        share = self._share()
+        video, moved = self.video, points
+        if s.known:
+            moved = points + read(video.jitter[v, frame], points)
+        places = [piece.places(n, moved, frame, share) for n in range(len(piece.layers))]
+        seen = [layer.colours(u) for layer, u in zip(piece.layers, places, strict=True)]
+        colours = sum(mask[:, None] * c[:, :3] for mask, c in zip(layers, seen, strict=True))
+        if s.known:
+            gain = read_smooth(video.gain[v, frame], points).exp()
+            colours = colours * gain + read_smooth(video.offset[v, frame], points)
+        picture = colours.T.reshape(goal.shape)
+        error = picture - goal
+        terms = {"colour": error.square().mean() if s.squared else error.abs().mean()}
+        if s.sobel and min(goal.shape[-2:]) > 2:
+            terms["slopes"] = s.sobel * slopes(error).abs().mean()
+        if s.flow and frame < piece.stop:
+            terms["flow"] = s.flow * self._flow_loss(v, piece, frame, points, places, layers, share)
+        if len(layers) > 1:
+            terms["layers"] = self._layer_loss(seen, layers)
+        if s.known:
+            terms["held"] = self._held(v, frame)
+        for link in self._links(v, frame):
+            terms["across"] = self._across(link)
+        return terms
+
+    def _flow_loss(self, v, piece, frame, points, places, layers, share) -> Tensor:
+        W, H = self.size
+        m = self.material
+        step = read(m.flow.there[v, frame], points)
+        # Pixels across are shares of the width, pixels down of the height.
+        after = points + step / step.new_tensor([W, H])
+        inside = ((after > 0) & (after < 1)).all(1)
+        sure = read(m.flow.sure_there[v, frame][None], points)[:, 0] * inside
+        moved = after
+        if self.settings.known:
+            moved = after + read(self.video.jitter[v, frame + 1], after)
+        total = 0.0
+        for n, (here, mask) in enumerate(zip(places, layers, strict=True)):
+            there = piece.places(n, moved, frame + 1, share)
+            same = read(m.layers[n, v, frame + 1][None], after)[:, 0]
+            total = total + flow_loss(here, there, sure * mask * same)
+        return total
+
+    def _layer_loss(self, seen: list[Tensor], layers: Tensor) -> Tensor:
+        """Layers in front know their own outline, and are black where they are not."""
+        total = 0.0
+        for colours, mask in zip(seen[1:], layers[1:], strict=True):
+            outline = (colours[:, 3] - mask).abs().mean()
+            beyond = (colours[:, :3].square().mean(1) * (1 - mask)).mean()
+            total = total + 0.1 * outline + self.settings.background * beyond
+        return total
+
+    def _held(self, v: int, frame: int) -> Tensor:
+        """Jitter and casts stay near where they began."""
+        W, H = self.size
+        scales = (self.video.jitter.new_tensor([W, H]).view(2, 1, 1), 1.0, 1.0)
+        total = 0.0
+        for now, then, scale in zip(self._numbers(), self.began, scales, strict=True):
+            total = total + ((now[v, frame] - then[v, frame]) * scale).square().mean()
+        return HELD * total
+
+    def _links(self, v: int, frame: int) -> list[Shared]:
+        """A pair of views, if this one has any at this moment."""
+        found = [k for k in self.shared if (v, frame) in (k.here, k.there)]
+        return [found[self._draw(len(found))]] if found else []
+
+    def _across(self, link: Shared) -> Tensor:
+        """Corresponding places of two views have the same colour, once the views' gains are out."""
+        chosen = torch.randint(len(link.places_here), (1024,), generator=self.generator)
+        ends = []
+        for (v, f), places in ((link.here, link.places_here), (link.there, link.places_there)):
+            piece = max(self.video.pieces_at(v, f), key=lambda pair: pair[1])[0]
+            points = places[chosen.to(places.device)]
+            ends.append(piece.colours(points, f))
+        return self.settings.across * (ends[0] - ends[1]).abs().mean()
+
+    def _preview(self, v: int, frame: int) -> Tensor:
+        w, h = self.size
+        small = (max(8, w * 256 // max(w, h)), max(8, h * 256 // max(w, h)))
+        size = min(self.size, small)
+        return self.video.render([frame], size, smooth=False)[v, 0]
+
+    # --- other frames, and what comes out -----------------------------------------------------------
+
+    @torch.no_grad()
+    def retarget(self, frames: Tensor) -> None:  # [V, F, 3, H, W]
+        """Go on with other frames of the same clip; fields and the optimiser's state stay."""
+        if frames.shape != self.material.frames.shape:
+            raise ValueError(
+                f"The new frames are {list(frames.shape)}, but the fit began with "
+                f"{list(self.material.frames.shape)}: give frames of the same clip."
+            )
+        self.material = self.material.with_frames(frames)
+        if self.settings.known:
+            steadied(self.video, self.material, self.tick)
+            renew_pictures(self.video, self.material, None, self.tick)
+            self.began = [t.detach().clone() for t in self._numbers()]
+
+    @torch.no_grad()
+    def render(self, tick: Callable[[], None] | None = None) -> Tensor:  # [V, F, 3, H, W]
+        """The smoothed frames. Without `known` they are what the fields say, as published."""
+        tick = tick or self.tick
+        video = self.video
+        if not self.settings.known:
+            return video.render(range(video.count), tick=tick)
+        return add_detail(video, self.material, self.settings.strength, tick)
+
+    @torch.no_grad()
+    def residual(self, frames: Tensor) -> Tensor:  # [V, F, 3, H, W]
+        """What was taken out: the clip minus `frames`, around middle grey."""
+        return (0.5 + self.material.frames.cpu() - frames).clamp(0, 1)
+
+
+def _common_shots(frames: Tensor, tick) -> list[range]:
+    """Shots that all views share: a cut in one is a cut in all, as they are synchronised."""
+    starts = sorted({s.start for view in frames for s in shots(view, tick)})
+    ends = [*starts[1:], frames.shape[1]]
+    return [range(a, b) for a, b in zip(starts, ends, strict=True)]
