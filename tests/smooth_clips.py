@@ -1,0 +1,145 @@
+"""Clips for tests/evaluate_smooth.py: clean ones whose motion is known, and how far a result is off.
+
+Shapes are those of Views, [V, F, 3, H, W] in 0..1, a plain clip being one view. The cameras stand
+still and something stands behind the performer, as in most clips: a person that no training saw
+before a drawn room (motion exact), or the real man of tests/real_clip.py in his hall.
+"""
+
+import math
+from dataclasses import dataclass
+
+import clip_faults
+import evaluate
+import evaluate_sync
+import numpy as np
+import torch
+from torch import Tensor
+
+SEED = 11
+CLEAN = "clean"
+FPS = 24.0
+ROOM = 3
+"""Seed of the rooms."""
+FOV = 40.0
+"""Degrees, vertical."""
+AROUND = 75.0
+"""Degrees between the first view and the last one: neighbours see much of the same surface."""
+NO_PERSON = 1e-3
+"""Share of the performer below which a pixel is background."""
+REAL_CAMERA = 0
+FILES_SCALE = 2
+"""Real pictures are looked at this much larger to follow their motion."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clean clip, and what is known of it."""
+
+    name: str
+    frames: Tensor
+    """[V, F, 3, H, W]"""
+    masks: Tensor
+    """[V, F, H, W] 0..1, the performer's share."""
+    flow: Tensor
+    """[V, F - 1, 2, H, W] pixels that what a pixel shows moves until the next frame; true for
+    synthetic clips, followed in the clean pictures for the real one."""
+    seen: Tensor
+    """[V, F - 1, H, W] bool: the flow is known, and the next frame shows it too."""
+    rig: object | None = None
+    depth: Tensor | None = None
+    """[V, F, H, W] true metres of surface that is not seen at a grazing angle, 0 = nothing."""
+
+    def flickering(self, fault: str) -> Tensor:  # [V, F, 3, H, W]
+        if fault == CLEAN:
+            return self.frames
+        flat = clip_faults.flickering(self.frames.flatten(0, 1), fault, SEED)
+        return flat.view_as(self.frames)
+
+
+@torch.no_grad()
+def synthetic(n: int, views: int, count: int, size: tuple[int, int]) -> Clip:
+    """One of evaluate.CLIPS before a drawn room, `count` frames of size (width, height)."""
+    from turnaround.models import performer, performer_truth
+    from turnaround.models.cameras import framing_distance, orbit_rig
+    from turnaround.models.performer_light import draw_background
+    from turnaround.models.points import unproject_depth
+
+    width, height = size
+    name, motion = evaluate.CLIPS[n]
+    look = performer.draw_appearance(evaluate.FIRST_CLOTHES + n)
+    times = evaluate.START + torch.arange(count) / FPS
+    posed = performer.pose_performer(name, motion, times, look)
+    low, high = posed.vertices.amin((0, 1)), posed.vertices.amax((0, 1))
+    half, fov = (high - low) / 2, math.radians(FOV)
+    distance = framing_distance(float(half[[0, 2]].amax()), float(half[1]), fov, width, height)
+    azimuths = torch.linspace(0, math.radians(AROUND), views)
+    rig = orbit_rig(azimuths, torch.zeros(views), distance, fov, width, height, (low + high) / 2)
+    drawn = np.random.default_rng(ROOM + n)
+    rooms = [draw_background(drawn, height, width, "indoor") for _ in range(views)]
+    shown = performer.render_performer(posed, look, rig, rooms)
+    surface = performer_truth.surface_truth(posed, rig)
+    v, f = torch.arange(views).repeat_interleave(count - 1), torch.arange(count - 1).repeat(views)
+    flow, visible = performer_truth.surface_flow(surface, posed, rig, (v, f), (v, f + 1))
+    flow, visible = (x.unflatten(0, (views, count - 1)) for x in (flow, visible))
+    performer_seen = visible & evaluate.moved_masks(shown.masks, flow)
+    empty = shown.masks < NO_PERSON
+    rays = unproject_depth(torch.ones(1, height, width), rig.K[0])[0]
+    cosine = -(surface.normals_camera * torch.nn.functional.normalize(rays, dim=0)).sum(2)
+    return Clip(
+        f"{name} {motion}", shown.frames, shown.masks, flow,
+        performer_seen | (empty[:, :-1] & empty[:, 1:]), rig,
+        torch.where(cosine > evaluate.GRAZING, surface.depth, 0.0),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def real(count: int, size: tuple[int, int]) -> Clip:
+    """One camera of the real man, with the hall behind him."""
+    import real_clip
+    from turnaround.models.rig_files import rig_from_text
+    from turnaround.models.views import resize_frames
+    from turnaround_dev import ensure_real_clip
+
+    large = [FILES_SCALE * edge for edge in size]
+    found = real_clip.load(ensure_real_clip(), rig_from_text, count, *large)
+    frames, masks = found.frames[REAL_CAMERA], found.masks[REAL_CAMERA]
+    flow, seen = evaluate.optical_flow(frames[None], torch.ones_like(masks)[None])
+    small = resize_frames(masks[:, None], *size)[:, 0]
+    return Clip("real man", resize_frames(frames, *size)[None], small[None], flow, seen)
+
+
+Scores = dict[str, float]
+
+
+def scores(result: Tensor, clip: Clip) -> Scores:
+    """How far a result [V, F, 3, H, W] is from the clean clip.
+
+    whole, person: PSNR, dB. warping: 100 x warping error along the clip's own motion, of the pictures
+    as they are; added: of their differences from the clean ones, so that a clip that is right, or
+    wrong in the same way in all frames, has 0. detail, detail_whole: gradient energy, percent of the
+    clean clip's, inside the performer and everywhere.
+    """
+    from turnaround.models import metrics
+
+    clean = clip.frames
+    everywhere = torch.ones_like(clip.masks)
+    return {
+        "whole": metrics.psnr(result, clean),
+        "person": metrics.psnr(result, clean, clip.masks > 0.5),
+        "warping": 100 * metrics.flicker(result, clip.flow, clip.seen),
+        "added": 100 * metrics.flicker(result - clean, clip.flow, clip.seen),
+        "detail": evaluate_sync.detail(result, clean, clip.masks),
+        "detail_whole": evaluate_sync.detail(result, clean, everywhere),
+    }
+
+
+def cross_view(result: Tensor, clip: Clip) -> float:
+    """100 x RMS difference between the colours that two views give to the same surface point."""
+    from turnaround.models import metrics
+
+    return 100 * metrics.cross_view_consistency(result, clip.depth, clip.rig).rmse
+
+
+def share(result: Scores, before: Scores, clean: Scores, key: str = "warping") -> float:
+    """Percent of the flickering input's warping error that a result has."""
+    return 100 * result[key] / before[key] if before[key] > 0 else math.nan
