@@ -1,22 +1,308 @@
 """Flow: where every picture point of a clip lies in the next frame, and in the one before.
 
+Stage: VIEWS -> FLOW -> implicit video. Here: the flow itself, OpenCV's DIS (Kroeger et al. 2016) made
+deaf to flicker, how sure a flow is, and its picture. A body's flow is in body_flow.py, flow of other
+nodes in flow_reading.py.
+
 Frames: pixels of the picture, x right, y down, centres at +0.5.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .metrics import sample
+from .relief import opencv
+
+Step = Callable[..., None]
+"""Called with done, total and, now and then, a preview [3, h, w]."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The motion of V clips of F frames, between neighbouring frames and both ways."""
+
+    there: Tensor
+    """[V, F - 1, 2, H, W] pixels (x, y): a point of frame f lies that far away in frame f + 1."""
+    back: Tensor
+    """[V, F - 1, 2, H, W] pixels: a point of frame f + 1 lies that far away in frame f."""
+    sure_there: Tensor
+    """[V, F - 1, H, W] 0..1; 0 = hidden in frame f + 1, or not known."""
+    sure_back: Tensor
+    """[V, F - 1, H, W] 0..1; 0 = hidden in frame f, or not known."""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.there.shape)
+        if len(shape) != 5 or shape[2] != 2 or not self.there.numel():
+            raise ValueError(
+                "A flow needs steps of shape [views, frames - 1, 2, height, width], got "
+                f"{list(shape)}: give at least two frames."
+            )
+        if tuple(self.back.shape) != shape:
+            raise ValueError(
+                f"A flow leads both ways: {list(shape)} there, but {list(self.back.shape)} back."
+            )
+        for part in (self.sure_there, self.sure_back):
+            if tuple(part.shape) != (*shape[:2], *shape[3:]):
+                raise ValueError(
+                    f"A flow of shape {list(shape)} needs confidences of shape "
+                    f"{[*shape[:2], *shape[3:]]}, got {list(part.shape)}."
+                )
+            if not (part.min() >= 0 and part.max() <= 1):  # NaN is not
+                raise ValueError("Confidences of a flow lie between 0 and 1.")
+        if not (self.there.isfinite().all() and self.back.isfinite().all()):
+            raise ValueError("A flow holds NaN or infinity: check the node that made it.")
+
+    def __len__(self) -> int:
+        return self.there.shape[0]
+
+    @property
+    def frame_count(self) -> int:
+        return self.there.shape[1] + 1
+
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        return [self.there, self.back, self.sure_there, self.sure_back]
+
+    def get_ram_usage(self) -> int:
+        """Bytes held, for ComfyUI's cache accounting."""
+        return sum(t.numel() * t.element_size() for t in self._comfy_cache_tensors())
+
+
+# --- reading along a flow -------------------------------------------------------------------------
+
+
+def pixel_places(pictures: Tensor) -> Tensor:  # [..., H, W] -> [2, H, W]
+    """The centre (x, y) of every pixel."""
+    H, W = pictures.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    return torch.stack([x, y]).to(pictures.device)
+
+
+def warped(
+    pictures: Tensor,  # [N, C, H, W]
+    flow: Tensor,  # [N, 2, H, W] pixels
+) -> Tensor:  # [N, C, H, W]
+    """Every pixel shows what lies where its flow leads; the border is repeated outwards."""
+    x, y = (pixel_places(flow) + flow).unbind(1)
+    return sample(pictures, x, y)
+
+
+def inverse(
+    flow: Tensor,  # [N, 2, H, W] pixels, from A to B
+) -> Tensor:  # [N, 2, H, W] from B to A
+    """The flow that leads back: back(q) = -flow(q + back(q)), by repetition (10 rounds halve the gap
+    as often where neighbours move less than half a pixel apart; folds and holes stay inexact)."""
+    back = -flow
+    for _ in range(10):
+        back = -warped(flow, back)
+    return back
+
+
+def inside(flow: Tensor) -> Tensor:  # [N, 2, H, W] -> [N, H, W] bool
+    """Whether the flow leads to a place in the picture."""
+    H, W = flow.shape[-2:]
+    x, y = (pixel_places(flow) + flow).unbind(1)
+    return (x >= 0) & (x <= W) & (y >= 0) & (y <= H)
+
+
+# --- how sure -------------------------------------------------------------------------------------
+
+RETURN_SHARE, RETURN = 0.01, 0.5
+"""A point is half sure of (exp(-1)) when the square of what it misses its origin by, there and back,
+is this share of the steps' squares plus square pixels (Sundaram, Brox, Keutzer 2010, eq. 5)."""
+CELLS = 16
+"""Cells along the shorter side in which brightness and contrast may change from frame to frame."""
+CONTRAST = 0.02
+"""Contrast (0..1) below which a cell's brightness may change, but not its contrast."""
+COLOUR = (0.06, 0.16)
+"""Least and greatest colour difference (0..1) of a point that is half sure of; in between it is
+three times the clip's usual one, so that noise in all frames counts against no flow."""
+
+
+def returned(there: Tensor, back: Tensor) -> Tensor:  # [N, 2, H, W] twice -> [N, H, W] 0..1
+    """How well a point comes back to where it began."""
+    home = warped(back, there)
+    allowed = RETURN + RETURN_SHARE * (there.square().sum(1) + home.square().sum(1))
+    return torch.exp(-(there + home).square().sum(1) / allowed) * inside(there)
+
+
+def _cell_means(values: Tensor, size: tuple[int, int]) -> Tensor:  # [N, C, H, W] -> [N, C, h, w]
+    cells = F.adaptive_avg_pool2d(values, size)
+    return F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
+
+
+def colour_gap(
+    now: Tensor,  # [N, C, H, W] 0..1
+    then: Tensor,  # [N, C, H, W] the other frame, warped to this one
+    trust: Tensor,  # [N, H, W] 0..1
+) -> Tensor:  # [N, H, W] 0..1
+    """How far the colours are apart, but for gain and offset of every cell's neighbourhood.
+
+    A regression in cells, as in the guided filter (He, Sun, Tang 2010, eqs. 5-6), weighed by `trust`;
+    it smoothly fills the picture, so that it explains flicker but no limb that hides another."""
+    H, W = now.shape[-2:]
+    size = tuple(max(1, round(n * CELLS / min(H, W))) for n in (H, W))
+    weight = trust[:, None] + 1e-3
+
+    def mean(values: Tensor) -> Tensor:
+        return _cell_means(weight * values, size) / share
+
+    share = _cell_means(weight, size)
+    a, b = mean(now), mean(then)
+    spread = (mean(then * then) - b * b).clamp(min=0)
+    together = mean(now * then) - a * b
+    gain = ((together + CONTRAST**2) / (spread + CONTRAST**2)).clamp(0.25, 4)
+    gain, offset = (
+        F.interpolate(part, (H, W), mode="bilinear", align_corners=False)
+        for part in (gain, a - gain * b)
+    )
+    away = (now - gain * then - offset).square().mean(1, keepdim=True)
+    return F.avg_pool2d(away, 3, 1, 1, count_include_pad=False)[:, 0].sqrt()
+
+
+def how_sure(
+    pictures: Tensor,  # [F, C, H, W] 0..1, one clip
+    there: Tensor,  # [F - 1, 2, H, W]
+    back: Tensor,
+    tick: Callable[[int], None] | None = None,  # called with every pair's number
+) -> tuple[Tensor, Tensor]:  # sure_there, sure_back [F - 1, H, W]
+    """Confidence of a flow from its way back and from the colours it joins, whatever flickers."""
+    gaps, kept = [], []
+    for f in range(len(there)):
+        if tick:
+            tick(f)
+        now, then = pictures[f : f + 2].float().split(1)
+        one, other = there[f : f + 1], back[f : f + 1]
+        for start, end, step, way in ((now, then, one, other), (then, now, other, one)):
+            home = returned(step, way)
+            kept.append(home)
+            gaps.append(colour_gap(start, warped(end, step), home))
+    gap, home = (torch.cat(part).unflatten(0, (-1, 2)) for part in (gaps, kept))
+    usual = float(gap.median())
+    gap /= min(max(3 * usual, COLOUR[0]), COLOUR[1])
+    sure = home * torch.exp(-gap.square())
+    return sure[:, 0], sure[:, 1]
+
+
+# --- OpenCV's flow --------------------------------------------------------------------------------
+
+SOFTNESS = 0.05
+"""Share of the picture's shorter side over which brightness and contrast are evened out."""
+FLAT = 0.1
+"""Contrast (0..1) that is halved by it: noise of flat parts must not become their texture."""
+LEVEL = 0.25
+"""Contrast that strong texture gets."""
+FINE = 1 << 17
+"""Pixels of a picture up to which flow is sought at full size; larger ones at half."""
+
+
+def _dis(grey: Tensor, dis) -> tuple[Tensor, Tensor]:  # [F, h, w] 0..1 -> [F - 1, 2, h, w] twice
+    grey = (grey * 255).round().clamp(0, 255).byte().cpu().numpy()
+    pairs = list(zip(grey[:-1], grey[1:], strict=True))
+    there, back = (
+        torch.stack([torch.from_numpy(dis.calc(*order, None)) for order in orders])
+        for orders in (pairs, [(b, a) for a, b in pairs])
+    )
+    return there.movedim(-1, 1), back.movedim(-1, 1)
 
 
 def flow_both_ways(pictures: Tensor, cv2) -> tuple[Tensor, Tensor]:
     """OpenCV's DIS flow of one view's pictures [F, 3, h, w], forwards and backwards [F - 1, 2, h, w]."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = (pictures.mean(1) * 255).round().clamp(0, 255).byte().cpu().numpy()
-    pairs = list(zip(grey[:-1], grey[1:], strict=True))
-    ways = [
-        torch.stack([torch.from_numpy(dis.calc(*order, None)) for order in orders])
-        for orders in (pairs, [(b, a) for a, b in pairs])
-    ]
-    there, back = (way.movedim(-1, 1).to(pictures) for way in ways)
-    return there, back
+    there, back = _dis(pictures.mean(1), dis)
+    return there.to(pictures), back.to(pictures)
+
+
+def evened(pictures: Tensor) -> Tensor:  # [F, 3, h, w] 0..1 -> [F, h, w] around 0.5
+    """Grey with the same brightness and contrast everywhere and in all frames."""
+    grey = pictures.float().mean(1, keepdim=True)
+    sigma = SOFTNESS * min(grey.shape[-2:])
+    away = grey - blurred(grey, sigma)
+    contrast = blurred(away.square(), sigma).sqrt()
+    return (0.5 + LEVEL * away / (contrast + FLAT))[:, 0]
+
+
+def blurred(pictures: Tensor, sigma: float) -> Tensor:  # [F, 1, h, w]
+    """By a Gaussian; the border is repeated outwards."""
+    reach = math.ceil(3 * sigma)
+    x = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
+    kernel = torch.exp(-(x**2) / (2 * max(sigma, 1e-3) ** 2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    padded = F.pad(pictures, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel), kernel.mT)
+
+
+SMALLEST = 16
+"""Pixels a side: DIS compares patches of 8."""
+
+
+def check_clip(frames: int, width: int, height: int) -> None:
+    """One sentence for a clip in which nothing can move."""
+    if frames < 2:
+        raise ValueError("There is one frame, but flow is motion between frames: give two or more.")
+    if min(width, height) < SMALLEST:
+        raise ValueError(
+            f"The frames are {width}x{height}, but flow needs at least {SMALLEST} pixels a side: "
+            "enlarge them first."
+        )
+
+
+def optical_flow(
+    pictures: Tensor,  # [V, F, 3, H, W] 0..1
+    on_step: Step | None = None,
+) -> Flow:
+    """The motion that the pictures show, whatever their exposure and colours do meanwhile.
+
+    The same in whatever parts it is computed; every view on its own. Raises ValueError with one
+    frame, tiny pictures, or without OpenCV."""
+    V, count, _, H, W = pictures.shape
+    check_clip(count, W, H)
+    cv2 = opencv("Optical flow", "take the flow of a body or of other nodes, or ")
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis.setFinestScale(0 if H * W <= FINE else 1)
+    total = 2 * V * (count - 1)
+    parts = []
+    for v in range(V):
+
+        def tick(done: int, shown: int, view: int = v) -> None:
+            if on_step:
+                on_step(2 * view * (count - 1) + done, total, pictures[view, shown])
+
+        ways = []
+        for f in range(count - 1):
+            tick(f, f)
+            ways.append(_dis(evened(pictures[v, f : f + 2]), dis))
+        there, back = (torch.cat(way).to(pictures.device) for way in zip(*ways, strict=True))
+        sure = how_sure(pictures[v], there, back, lambda f, t=tick: t(count - 1 + f, f))
+        parts.append((there, back, *sure))
+    if on_step:
+        on_step(total, total)
+    return Flow(*(torch.stack(part) for part in zip(*parts, strict=True)))
+
+
+# --- its picture ----------------------------------------------------------------------------------
+
+
+def flow_picture(
+    flow: Tensor,  # [N, 2, H, W] pixels
+    longest: float | None = None,  # pixels that get full colour; None = the longest of the batch
+) -> Tensor:  # [N, 3, H, W] 0..1
+    """Hue tells where to (right = red, down = yellow-green, left = cyan, up = violet), saturation how
+    far; white = still. The longest leaves out the last percent, which is usually wrong."""
+    length = flow.norm(dim=1)
+    if longest is None:
+        some = length.flatten()[:: max(1, length.numel() >> 20)]
+        longest = float(some.kthvalue(max(1, math.ceil(0.99 * len(some)))).values)
+    strong = (length / max(longest, 0.5)).clamp(max=1)[:, None]
+    turn = torch.atan2(flow[:, 1], flow[:, 0]) / math.tau
+    shift = torch.tensor([0.0, 2 / 3, 1 / 3], device=flow.device).view(3, 1, 1)
+    # A corner of the hexagon of colours: 1 around its own hue, 0 on the other side.
+    corner = (turn[:, None] + shift) % 1
+    pure = ((corner * 6 - 3).abs() - 1).clamp(0, 1)
+    return 1 - strong * (1 - pure)
