@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from turnaround.models.hash_grid import PRIMES, HashGrid
+from turnaround.models import hash_grid
+from turnaround.models.hash_grid import PRIMES, WAYS, HashGrid, fastest_way, summed_in_integers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,6 +167,94 @@ def test_features_begin_small_and_the_same_from_the_same_seed():
     first, again, other = (HashGrid(2, 3, 2, 10, 16, 1.4, seeded(s)).table for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert 0.9e-4 < first.abs().max() <= 1e-4 and first.mean().abs() < 5e-6
+
+
+def lattices_of(grid: HashGrid) -> hash_grid.Lattices:
+    return hash_grid.Lattices(grid.cells, grid.factors, grid.direct)
+
+
+def all_of(way: str, grid: HashGrid, points: Tensor, pull: Tensor) -> list[Tensor]:
+    """Features, gradient in the points, gradient in the table."""
+    given = points, grid.table, lattices_of(grid)
+    by_level = pull.view(len(points), grid.levels, grid.features).transpose(0, 1).contiguous()
+    found = WAYS[way].encode(*given)
+    slopes = WAYS[way].slope_of_points, WAYS[way].slope_of_table
+    return [t.detach() for t in (found, *(slope(*given, by_level) for slope in slopes))]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("features", "dtype", "close"), [(2, torch.float32, 2e-5), (1, torch.float64, 1e-12)]
+)
+def test_numba_finds_what_torch_finds(dims, features, dtype, close):
+    pytest.importorskip("numba")
+    settings = list(SETTINGS[dims])
+    settings[2] = features
+    grid = HashGrid(*settings).to(dtype)
+    grid.table.data.normal_(generator=seeded(7))
+    # Beyond the border, on it, and no numbers; more than a block and less than two.
+    points = torch.rand(700, dims, generator=seeded(6)).to(dtype) * 1.2 - 0.1
+    points[:3] = torch.tensor([0.0, 1.0, math.nan])[:, None]
+    pull = torch.randn(700, grid.levels * features, dtype=dtype, generator=seeded(8))
+    mine, right = (all_of(way, grid, points, pull) for way in ("numba", "torch"))
+    torch.testing.assert_close(mine[0], right[0], atol=0, rtol=0, equal_nan=True)
+    # Sums in another order.
+    for a, b in zip(mine[1:], right[1:], strict=True):
+        around = close * float(b.abs().nanmean())
+        torch.testing.assert_close(a, b, atol=around, rtol=close, equal_nan=True)
+
+
+@pytest.mark.parametrize("way", ["torch", "numba"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_threads_change_nothing(way, dims, monkeypatch):
+    if way == "numba":
+        pytest.importorskip("numba")
+        from turnaround.models import hash_grid_numba
+
+        monkeypatch.setattr(hash_grid_numba, "SHARE", 600)
+    grid = grid_of(dims, torch.float32)
+    points = torch.rand(3000, dims, generator=seeded(10))
+    pull = torch.randn(3000, grid.levels * grid.features, generator=seeded(11))
+    found = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        found.append(all_of(way, grid, points, pull))
+    torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_numba_is_taken_for_many_points_where_it_works(monkeypatch):
+    pytest.importorskip("numba")
+    cpu, many = torch.device("cpu"), hash_grid.COMPILING
+    assert fastest_way(cpu, many) == "numba"
+    assert fastest_way(cpu, many - 1) == fastest_way(torch.device("cuda"), many) == "torch"
+    monkeypatch.setitem(WAYS, "numba", hash_grid.Way(None, None, None))
+    hash_grid._numba_works.cache_clear()
+    assert fastest_way(cpu, many) == "torch"
+    hash_grid._numba_works.cache_clear()
+
+
+def test_sums_in_integers_do_not_depend_on_the_order():
+    entries = torch.randint(50, (10_000,), generator=seeded(12))
+    values = torch.randn(10_000, 2, generator=seeded(13)) * 1e-6
+    found = summed_in_integers(50, entries, values)
+    order = torch.randperm(10_000, generator=seeded(14))
+    assert torch.equal(found, summed_in_integers(50, entries[order], values[order]))
+    right = torch.zeros(50, 2, dtype=torch.float64).index_add_(0, entries, values.double())
+    torch.testing.assert_close(found, right.float(), atol=1e-14, rtol=1e-6)
+    assert not summed_in_integers(50, entries, values * 0).any()
+
+
+def test_levels_are_one_below_the_other_where_they_are_read_together(monkeypatch):
+    """As on an accelerator, which takes all levels of a kind at once."""
+    grid, points = grid_of(3), scattered(30, 3)
+    pull = torch.randn(30, 12, dtype=torch.float64, generator=seeded(15))
+    right = all_of("torch", grid, points, pull)
+    kinds = [slice(0, grid.direct), slice(grid.direct, grid.levels)]
+    monkeypatch.setattr(hash_grid, "_parts", lambda _: kinds)
+    for mine, expected in zip(all_of("torch", grid, points, pull), right, strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-12, rtol=1e-12)
 
 
 def test_published_sizes():
