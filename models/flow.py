@@ -74,6 +74,23 @@ class Flow:
         return sum(t.numel() * t.element_size() for t in self._comfy_cache_tensors())
 
 
+def beside(flow: Flow, other: Flow) -> Flow:
+    """`other` wherever `flow` neither moves nor is sure: a body's flow, and what is around it."""
+    if flow.there.shape != other.there.shape:
+        raise ValueError(
+            f"The flows have shapes {list(flow.there.shape)} and {list(other.there.shape)}: make "
+            "both of the same clip."
+        )
+    parts = []
+    for ours, theirs in (("there", "sure_there"), ("back", "sure_back")):
+        step, sure = getattr(flow, ours), getattr(flow, theirs)
+        known = (sure > 0) | (step != 0).any(2)
+        parts.append(torch.where(known[:, :, None], step, getattr(other, ours)))
+        parts.append(torch.where(known, sure, getattr(other, theirs)))
+    there, sure_there, back, sure_back = parts
+    return Flow(there, back, sure_there, sure_back)
+
+
 # --- reading along a flow -------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ triangle of the template to the body is a stretch, then a turn (polar decomposit
 stretches are the build and turns the pose, so the one body's mean stretch is exchanged for the
 other's, and the triangles are joined again by least squares over their edges (deformation transfer:
 Sumner, Popović 2004; its cotangent form: Botsch et al. 2006). Between the pack's performers it takes
-three quarters to a quarter of the difference away: what two builds differ by in turns is not seen.
+four fifths to a fifth of the difference away: what two builds differ by in turns is not seen.
 
 Frame: world of the pack (x right, y down, z forward, metres).
 """
