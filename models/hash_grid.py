@@ -115,8 +115,6 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, pull):
         points, table = ctx.saved_tensors
         to_points, to_table, *_ = ctx.needs_input_grad
-        # By level, so that each reads a row of its own.
-        pull = pull.reshape(len(points), *table.shape[::2]).transpose(0, 1).contiguous()
         way, given = WAYS[ctx.way], (points, table, ctx.lattices, pull)
         return (
             way.slope_of_points(*given) if to_points else None,
@@ -186,7 +184,7 @@ def _encode(points: Tensor, table: Tensor, lattices: Lattices) -> Tensor:  # [N,
 def _slope_of_table(
     points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor
 ) -> Tensor:  # as the table
-    out = zeros_like(table)
+    out, pull = zeros_like(table), _by_level(pull, table)
     for part in _parts(lattices):
         shares = [
             (corner.entries, (math.prod(corner.sides)[..., None] * pull[part]).flatten(0, 1))
@@ -199,7 +197,7 @@ def _slope_of_table(
 def _slope_of_points(
     points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor
 ) -> Tensor:  # [N, dims]
-    out = torch.zeros_like(points)
+    out, pull = torch.zeros_like(points), _by_level(pull, table)
     for part in _parts(lattices):
         own, cells = table[part].flatten(0, 1), lattices.cells[part, None]
         for entries, sides, upper in _corners(points, lattices, part, table.shape[1]):
@@ -208,6 +206,10 @@ def _slope_of_points(
                 others = math.prod(side for a, side in enumerate(sides) if a != axis)
                 out[:, axis] += (pulled * others).sum(0) * (1 if end else -1)
     return out * ((points >= 0) & (points <= 1))
+
+
+def _by_level(pull: Tensor, table: Tensor) -> Tensor:  # [N, L * features] -> [L, N, features]
+    return pull.reshape(len(pull), *table.shape[::2]).transpose(0, 1)
 
 
 def zeros_like(table: Tensor) -> Tensor:
@@ -249,7 +251,7 @@ class Way:
     encode: Callable[[Tensor, Tensor, Lattices], Tensor]
     """points, table, lattices -> features [N, L * features]"""
     slope_of_points: Callable[[Tensor, Tensor, Lattices, Tensor], Tensor]
-    """points, table, lattices, gradient of the features by level [L, N, features] -> [N, dims]"""
+    """points, table, lattices, gradient of the features [N, L * features] -> [N, dims]"""
     slope_of_table: Callable[[Tensor, Tensor, Lattices, Tensor], Tensor]
     """The same -> as the table."""
 

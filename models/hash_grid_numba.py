@@ -28,44 +28,42 @@ SHARE = 8192
 
 def encode(points: Tensor, table: Tensor, lattices: Lattices) -> Tensor:  # [N, L * features]
     L, _, features = table.shape
-    out = table.new_empty(len(points), L * features)
-    x, values, lattice, y = _arrays(points, table, lattices, out)
+    x, values, *lattice = _arrays(points, table, lattices)
+    # Large pages of memory, as for `zeros_like`.
+    out = np.empty((len(x), L * features), values.dtype)
     work = kernels(x.shape[1], features).encode
-    _side_by_side(lambda part: work(x[part], values, *lattice, y[part]), _shares(x))
-    return out
+    _side_by_side(lambda part: work(x[part], values, *lattice, out[part]), _shares(x))
+    return torch.from_numpy(out)
 
 
 def slope_of_points(
     points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor
 ) -> Tensor:  # [N, dims]
-    out = torch.empty_like(points, memory_format=torch.contiguous_format)
-    x, values, lattice, g, y = _arrays(points, table, lattices, pull, out)
+    x, values, *lattice, g = _arrays(points, table, lattices, pull)
+    out = np.zeros_like(x)
     work = kernels(x.shape[1], values.shape[2]).slope_of_points
-    _side_by_side(lambda part: work(x[part], values, *lattice, g[:, part], y[part]), _shares(x))
-    return out
+    _side_by_side(lambda part: work(x[part], values, *lattice, g[part], out[part]), _shares(x))
+    return torch.from_numpy(out)
 
 
 def slope_of_table(
     points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor
 ) -> Tensor:  # as the table
+    x, _, *lattice, g = _arrays(points, table, lattices, pull)
     out = zeros_like(table)
-    x, _, (cells, factors, direct), g, y = _arrays(points, table, lattices, pull, out)
-    work = kernels(x.shape[1], y.shape[2]).slope_of_level
-
-    def level(n: int) -> None:
-        work(x, cells[n], factors[n], n >= direct, g[n], y[n])
-
-    _side_by_side(level, range(len(y)))
+    y = out.numpy()
+    work = kernels(x.shape[1], y.shape[2]).slope_of_table
+    _side_by_side(lambda level: work(x, *lattice, g, level, y[level]), range(len(y)))
     return out
 
 
 def _arrays(points: Tensor, table: Tensor, lattices: Lattices, *others: Tensor) -> tuple:
-    """The same memory as numpy's arrays: numbers below zero would cost a test a look."""
+    """The same memory as numpy's arrays. Unsigned factors: entries below zero would cost a test each."""
     x, values, cells, factors, *more = (
         t.detach().contiguous().numpy()
         for t in (points, table, lattices.cells, lattices.factors, *others)
     )
-    return x, values, (cells, factors.view(np.uint64), lattices.direct), *more
+    return x, values, cells, factors.view(np.uint64), lattices.direct, *more
 
 
 def _shares(points: np.ndarray) -> list[slice]:
@@ -173,7 +171,7 @@ def _slopes_3d(place, one, v):
 class Kernels(NamedTuple):
     encode: Callable
     slope_of_points: Callable
-    slope_of_level: Callable
+    slope_of_table: Callable
 
 
 @cache
@@ -204,55 +202,54 @@ def kernels(dims: int, features: int) -> Kernels:
                         out[i, first + k] = total
 
     @njit(nogil=True, error_model="numpy")
-    def slope_of_level(points, cells, factors, hashed, pull, out):
-        """points [N, dims], pull [N, features] -> out [size, features], added to."""
-        mask, one = np.uint64(len(out) - 1), cells / cells
+    def slope_of_table(points, cells, factors, direct, pull, level, out):
+        """points [N, dims], pull [N, L * features] -> out [size, features] of a level, added to."""
+        mask, n, f, first = np.uint64(len(out) - 1), cells[level], factors[level], level * features
         for i in range(len(points)):
-            place, entries = corners(points, i, cells, factors, hashed, mask)
-            weights = weights_of(place, one)
+            place, entries = corners(points, i, n, f, level >= direct, mask)
+            weights = weights_of(place, n / n)
             for j in range(len(entries)):
                 for k in range(features):
-                    out[entries[j], k] += weights[j] * pull[i, k]
+                    out[entries[j], k] += weights[j] * pull[i, first + k]
 
     @njit(nogil=True, error_model="numpy")
-    def pulled(own, entry, pull, i):
+    def pulled(own, entry, pull, first):
         """How much a corner's features go along with the gradient."""
-        total = own[entry, 0] * pull[i, 0]
+        total = own[entry, 0] * pull[first]
         for k in range(1, features):
-            total += own[entry, k] * pull[i, k]
+            total += own[entry, k] * pull[first + k]
         return total
 
     if dims == 2:
 
         @njit(nogil=True, error_model="numpy")
-        def values_of(own, e, pull, i):
+        def values_of(own, e, pull, first):
             return (
-                pulled(own, e[0], pull, i), pulled(own, e[1], pull, i),
-                pulled(own, e[2], pull, i), pulled(own, e[3], pull, i),
+                pulled(own, e[0], pull, first), pulled(own, e[1], pull, first),
+                pulled(own, e[2], pull, first), pulled(own, e[3], pull, first),
             )  # fmt: skip
     else:
 
         @njit(nogil=True, error_model="numpy")
-        def values_of(own, e, pull, i):
+        def values_of(own, e, pull, first):
             return (
-                pulled(own, e[0], pull, i), pulled(own, e[1], pull, i),
-                pulled(own, e[2], pull, i), pulled(own, e[3], pull, i),
-                pulled(own, e[4], pull, i), pulled(own, e[5], pull, i),
-                pulled(own, e[6], pull, i), pulled(own, e[7], pull, i),
+                pulled(own, e[0], pull, first), pulled(own, e[1], pull, first),
+                pulled(own, e[2], pull, first), pulled(own, e[3], pull, first),
+                pulled(own, e[4], pull, first), pulled(own, e[5], pull, first),
+                pulled(own, e[6], pull, first), pulled(own, e[7], pull, first),
             )  # fmt: skip
 
     @njit(nogil=True, error_model="numpy")
     def slope_of_points(points, table, cells, factors, direct, pull, out):
-        """points [N, dims], pull [L, N, features] -> out [N, dims]."""
+        """points [N, dims], pull [N, L * features] -> out [N, dims], added to."""
         mask = np.uint64(table.shape[1] - 1)
-        out[:] = 0
         for start in range(0, len(points), BLOCK):
             stop = min(start + BLOCK, len(points))
             for level in range(len(table)):
-                n, f, own, mine = cells[level], factors[level], table[level], pull[level]
+                n, f, own, first = cells[level], factors[level], table[level], level * features
                 for i in range(start, stop):
                     place, entries = corners(points, i, n, f, level >= direct, mask)
-                    slopes = slopes_of(place, n / n, values_of(own, entries, mine, i))
+                    slopes = slopes_of(place, n / n, values_of(own, entries, pull[i], first))
                     for axis in range(dims):
                         out[i, axis] += slopes[axis] * n
             for i in range(start, stop):
@@ -260,4 +257,4 @@ def kernels(dims: int, features: int) -> Kernels:
                     if points[i, axis] < 0 or points[i, axis] > 1:
                         out[i, axis] = 0
 
-    return Kernels(encode, slope_of_points, slope_of_level)
+    return Kernels(encode, slope_of_points, slope_of_table)

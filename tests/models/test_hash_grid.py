@@ -176,10 +176,9 @@ def lattices_of(grid: HashGrid) -> hash_grid.Lattices:
 def all_of(way: str, grid: HashGrid, points: Tensor, pull: Tensor) -> list[Tensor]:
     """Features, gradient in the points, gradient in the table."""
     given = points, grid.table, lattices_of(grid)
-    by_level = pull.view(len(points), grid.levels, grid.features).transpose(0, 1).contiguous()
     found = WAYS[way].encode(*given)
     slopes = WAYS[way].slope_of_points, WAYS[way].slope_of_table
-    return [t.detach() for t in (found, *(slope(*given, by_level) for slope in slopes))]
+    return [t.detach() for t in (found, *(slope(*given, pull) for slope in slopes))]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
