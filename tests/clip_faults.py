@@ -71,9 +71,13 @@ def wobble(frames: Tensor, generator: torch.Generator) -> Tensor:
     return faults.moved(frames, bends(frames, generator))
 
 
+ORDER = (wobble, texture, colour, exposure)
+"""Of all faults together: first what moves pixels, then what tints them."""
+
+
 def together(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """All of it: first what moves pixels, then what tints them."""
-    for fault in (wobble, texture, colour, exposure):
+    """All of it."""
+    for fault in ORDER:
         frames = fault(frames, generator)
     return frames
 

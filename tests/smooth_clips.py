@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 SEED = 11
-CLEAN = "clean"
+CLEAN, TOGETHER = "clean", "together"
+LARGER = 2
+"""Pictures are made this much larger first."""
 FPS = 24.0
-ROOM = 3
+ROOM = 12
 """Seed of the rooms."""
 FOV = 40.0
 """Degrees, vertical."""
@@ -27,8 +29,6 @@ AROUND = 75.0
 NO_PERSON = 1e-3
 """Share of the performer below which a pixel is background."""
 REAL_CAMERA = 0
-FILES_SCALE = 2
-"""Real pictures are looked at this much larger to follow their motion."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,28 @@ class Clip:
     rig: object | None = None
     depth: Tensor | None = None
     """[V, F, H, W] true metres of surface that is not seen at a grazing angle, 0 = nothing."""
+    large: Tensor | None = None
+    """[V, F, 3, s H, s W] the pictures that `frames` were reduced from. What wobbles is bent in
+    these: bent at its own size it would be blurred too, which wobbling models are not."""
 
     def flickering(self, fault: str) -> Tensor:  # [V, F, 3, H, W]
+        """The clip with one of clip_faults.FAULTS, or as it is."""
         if fault == CLEAN:
             return self.frames
-        flat = clip_faults.flickering(self.frames.flatten(0, 1), fault, SEED)
+        generator = torch.Generator().manual_seed(SEED)
+        kinds = clip_faults.FAULTS
+        parts = clip_faults.ORDER if fault == TOGETHER else (kinds[fault],)
+        flat = self.frames.flatten(0, 1)
+        for part in parts:
+            if part is clip_faults.wobble and self.large is not None:  # the first of all
+                flat = reduced(part(self.large.flatten(0, 1), generator))
+            else:
+                flat = part(flat, generator)
         return flat.view_as(self.frames)
+
+
+def reduced(pictures: Tensor) -> Tensor:  # [N, C, s H, s W] -> [N, C, H, W]
+    return torch.nn.functional.avg_pool2d(pictures, LARGER)
 
 
 @torch.no_grad()
@@ -75,20 +91,22 @@ def synthetic(n: int, views: int, count: int, size: tuple[int, int]) -> Clip:
     azimuths = torch.linspace(0, math.radians(AROUND), views)
     rig = orbit_rig(azimuths, torch.zeros(views), distance, fov, width, height, (low + high) / 2)
     drawn = np.random.default_rng(ROOM + n)
-    rooms = [draw_background(drawn, height, width, "indoor") for _ in range(views)]
-    shown = performer.render_performer(posed, look, rig, rooms)
+    large = rig.resized(LARGER * width, LARGER * height)
+    rooms = [draw_background(drawn, large.height, large.width, "indoor") for _ in range(views)]
+    shown = performer.render_performer(posed, look, large, rooms)
+    masks = reduced(shown.masks)
     surface = performer_truth.surface_truth(posed, rig)
     v, f = torch.arange(views).repeat_interleave(count - 1), torch.arange(count - 1).repeat(views)
     flow, visible = performer_truth.surface_flow(surface, posed, rig, (v, f), (v, f + 1))
     flow, visible = (x.unflatten(0, (views, count - 1)) for x in (flow, visible))
-    performer_seen = visible & evaluate.moved_masks(shown.masks, flow)
-    empty = shown.masks < NO_PERSON
+    performer_seen = visible & evaluate.moved_masks(masks, flow)
+    empty = masks < NO_PERSON
     rays = unproject_depth(torch.ones(1, height, width), rig.K[0])[0]
     cosine = -(surface.normals_camera * torch.nn.functional.normalize(rays, dim=0)).sum(2)
     return Clip(
-        f"{name} {motion}", shown.frames, shown.masks, flow,
-        performer_seen | (empty[:, :-1] & empty[:, 1:]), rig,
-        torch.where(cosine > evaluate.GRAZING, surface.depth, 0.0),
+        f"{name} {motion}", reduced(shown.frames.flatten(0, 1)).unflatten(0, (views, count)), masks,
+        flow, performer_seen | (empty[:, :-1] & empty[:, 1:]), rig,
+        torch.where(cosine > evaluate.GRAZING, surface.depth, 0.0), shown.frames,
     )  # fmt: skip
 
 
@@ -97,15 +115,15 @@ def real(count: int, size: tuple[int, int]) -> Clip:
     """One camera of the real man, with the hall behind him."""
     import real_clip
     from turnaround.models.rig_files import rig_from_text
-    from turnaround.models.views import resize_frames
     from turnaround_dev import ensure_real_clip
 
-    large = [FILES_SCALE * edge for edge in size]
+    large = [LARGER * edge for edge in size]
     found = real_clip.load(ensure_real_clip(), rig_from_text, count, *large)
     frames, masks = found.frames[REAL_CAMERA], found.masks[REAL_CAMERA]
     flow, seen = evaluate.optical_flow(frames[None], torch.ones_like(masks)[None])
-    small = resize_frames(masks[:, None], *size)[:, 0]
-    return Clip("real man", resize_frames(frames, *size)[None], small[None], flow, seen)
+    return Clip(
+        "real man", reduced(frames)[None], reduced(masks)[None], flow, seen, large=frames[None]
+    )
 
 
 Scores = dict[str, float]
@@ -138,8 +156,3 @@ def cross_view(result: Tensor, clip: Clip) -> float:
     from turnaround.models import metrics
 
     return 100 * metrics.cross_view_consistency(result, clip.depth, clip.rig).rmse
-
-
-def share(result: Scores, before: Scores, clean: Scores, key: str = "warping") -> float:
-    """Percent of the flickering input's warping error that a result has."""
-    return 100 * result[key] / before[key] if before[key] > 0 else math.nan

@@ -52,12 +52,12 @@ def of_fields(frames: Tensor) -> Tensor:
     return fit.video.render(range(fit.video.count))
 
 
-PROBE = 3
-"""Steps that are timed before CoDeF's schedule is laid into its time."""
+WARM_UP, PROBE = 2, 3
+"""Steps that are taken, and then timed, before CoDeF's schedule is laid into its time."""
 
 
 def of_codef(frames: Tensor, seconds: float, **others) -> tuple[Tensor, int]:
-    """CoDeF's published sizes and losses in plain torch, given so much time; pictures and steps.
+    """CoDeF's published sizes and losses, given so much time; pictures and steps.
 
     It starts from noise. Its schedule (learning rate, annealing) is shrunk to the steps that the time
     allows; timing a step, preparing and rendering are not counted. `others` are of its settings.
@@ -66,7 +66,7 @@ def of_codef(frames: Tensor, seconds: float, **others) -> tuple[Tensor, int]:
 
     settings = replace(PAPER, **others)
     probe = ImplicitFit(frames, settings, seed=SEED)
-    probe.steps(1)
+    probe.steps(WARM_UP)
     began = time.monotonic()
     probe.steps(PROBE)
     planned = max(1, int(seconds * PROBE / (time.monotonic() - began)))
