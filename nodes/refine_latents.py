@@ -289,7 +289,7 @@ def _latents(vae: VAE, pictures: Tensor) -> Tensor:  # the inverse
     return vae.encode(frames_to_image(pictures)).to(pictures)
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
     """`functional_call` wants a module whose `forward` decodes."""
 
     def __init__(self, vae: nn.Module) -> None:
@@ -301,18 +301,18 @@ class _Decoder(nn.Module):
 
 
 @contextmanager
-def _all_frames_at_once(vae: nn.Module) -> Iterator[None]:
+def all_frames_at_once(vae: nn.Module) -> Iterator[None]:
     """Tiny VAEs of TAEHV's kind, Turnaround-Tiny's too, otherwise hand on what they remember of the
-    frame before without its gradient."""
-    before = getattr(vae, "parallel", None)
-    if before is None:
-        yield
-        return
-    vae.parallel = True
+    frame before without its gradient, and write a bar to the log each time."""
+    wanted = {"parallel": True, "show_progress_bar": False}
+    before = {name: getattr(vae, name) for name in wanted if hasattr(vae, name)}
+    for name in before:
+        setattr(vae, name, wanted[name])
     try:
         yield
     finally:
-        vae.parallel = before
+        for name, value in before.items():
+            setattr(vae, name, value)
 
 
 GRADIENT_COPIES = 3
@@ -333,13 +333,13 @@ def with_gradients(vae: VAE, clip: Tensor) -> Callable[[Tensor], Tensor]:
             f"Steps through the decoder need about {need / 1e9:.1f} GB for one view of this size and "
             f"length, but {free / 1e9:.1f} GB are free: set steps to 0."
         )
-    module = _Decoder(vae.first_stage_model)
+    module = Decoder(vae.first_stage_model)
     with torch.inference_mode(False):
         tensors = chain(module.named_parameters(), module.named_buffers())
         weights = {n: t.detach().clone().to(vae.device, torch.float32) for n, t in tensors}
 
     def decode(z: Tensor) -> Tensor:
-        with _all_frames_at_once(vae.first_stage_model):
+        with all_frames_at_once(vae.first_stage_model):
             images = vae.process_output(torch.func.functional_call(module, weights, (z,)))
         # [1, 3, F, H, W] of videos, [F, 3, H, W] of frames.
         return images[0].movedim(1, 0) if images.ndim == 5 else images
