@@ -133,8 +133,9 @@ def inside(flow: Tensor) -> Tensor:  # [N, 2, H, W] -> [N, H, W] bool
 RETURN_SHARE, RETURN = 0.01, 0.5
 """A point is half sure of (exp(-1)) when the square of what it misses its origin by, there and back,
 is this share of the steps' squares plus square pixels (Sundaram, Brox, Keutzer 2010, eq. 5)."""
-CELLS = 16
-"""Cells along the shorter side in which brightness and contrast may change from frame to frame."""
+CELLS, CELL = 16, 8
+"""Cells along the shorter side in which brightness and contrast may change from frame to frame, and
+the fewest pixels a side of one."""
 CONTRAST = 0.02
 """Contrast (0..1) below which a cell's brightness may change, but not its contrast."""
 COLOUR = (0.06, 0.16)
@@ -164,23 +165,33 @@ def colour_gap(
     A regression in cells, as in the guided filter (He, Sun, Tang 2010, eqs. 5-6), weighed by `trust`;
     it smoothly fills the picture, so that it explains flicker but no limb that hides another."""
     H, W = now.shape[-2:]
-    size = tuple(max(1, round(n * CELLS / min(H, W))) for n in (H, W))
-    weight = trust[:, None] + 1e-3
+    cell = max(CELL, min(H, W) / CELLS)
+    size = tuple(max(1, round(n / cell)) for n in (H, W))
+    trust = trust[:, None] + 1e-3
+    weight = trust
+    for _ in range(2):  # once more without what is another surface
+        gain, offset = (
+            F.interpolate(part, (H, W), mode="bilinear", align_corners=False)
+            for part in _brightness(now, then, weight, size)
+        )
+        away = (now - gain * then - offset).square().mean(1, keepdim=True)
+        weight = trust / (1 + away / COLOUR[0] ** 2)
+    return F.avg_pool2d(away, 3, 1, 1, count_include_pad=False)[:, 0].sqrt()
+
+
+def _brightness(
+    now: Tensor, then: Tensor, weight: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:  # gain, offset [N, C, *size]
+    share = _cell_means(weight, size)
 
     def mean(values: Tensor) -> Tensor:
         return _cell_means(weight * values, size) / share
 
-    share = _cell_means(weight, size)
     a, b = mean(now), mean(then)
     spread = (mean(then * then) - b * b).clamp(min=0)
     together = mean(now * then) - a * b
     gain = ((together + CONTRAST**2) / (spread + CONTRAST**2)).clamp(0.25, 4)
-    gain, offset = (
-        F.interpolate(part, (H, W), mode="bilinear", align_corners=False)
-        for part in (gain, a - gain * b)
-    )
-    away = (now - gain * then - offset).square().mean(1, keepdim=True)
-    return F.avg_pool2d(away, 3, 1, 1, count_include_pad=False)[:, 0].sqrt()
+    return gain, a - gain * b
 
 
 def how_sure(

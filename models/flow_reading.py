@@ -30,8 +30,8 @@ BACKWARD = ("backward", "flow_bwd", "backward_flow", "bwd")
 Coding = Literal["pixels around grey", "picture sizes around grey", "raw pixels"]
 SMALLEST = 8
 """Pixels a side from which a tensor counts as pictures."""
-STILL = 1.5 / 255
-"""Colours so near 0.5 mean no motion: bytes have no middle."""
+STILL = 0.6 / 255
+"""Colours so near 0.5 mean no motion: bytes have no middle, but 127 and 128 beside it."""
 FARTHEST = 4.0
 """Picture widths beyond which a step is no motion of a clip."""
 

@@ -38,7 +38,7 @@ def reshaped(body: Body, reference: Body) -> Body:
     driven = _gradients(rest, body.vertices.double(), faces)
     own = _stretches(driven).mean(0)
     wanted = _stretches(_gradients(rest, reference.vertices.double(), faces)).mean(0)
-    built = _joined(rest, faces, driven @ torch.linalg.inv(own) @ wanted)
+    built = _joined(rest, faces, driven @ _inverse(own) @ wanted)
     vertices = _placed(built, body.vertices.double())
     return replace(body, vertices=vertices.to(body.vertices), colors=None, neutral=None)
 
@@ -57,17 +57,26 @@ def _gradients(rest: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:  # [F, 
     flat = torch.linalg.det(frames).abs() < 1e-18
     eye = torch.eye(3, dtype=rest.dtype, device=rest.device)
     frames = torch.where(flat[:, None, None], eye, frames)
-    found = _frames_of(vertices, faces) @ torch.linalg.inv(frames)
+    found = _frames_of(vertices, faces) @ _inverse(frames)
     usable = ~flat & (torch.linalg.det(found) > 1e-6)
     return torch.where(usable[..., None, None], found, eye)
+
+
+def _inverse(matrices: Tensor) -> Tensor:  # [..., 3, 3]
+    """By cross products: many times faster than a solver for so small ones."""
+    a, b, c = matrices.unbind(-1)
+    rows = torch.stack(
+        [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -2
+    )
+    return rows / (a * rows[..., 0, :]).sum(-1)[..., None, None]
 
 
 def _stretches(matrices: Tensor) -> Tensor:  # [..., 3, 3], turn @ stretch = matrix
     """Polar decomposition by Higham's iteration: the mean of a matrix and its inverse transpose,
     until they are one, is its turn."""
     turn = matrices
-    for _ in range(12):
-        turn = (turn + torch.linalg.inv(turn).mT) / 2
+    for _ in range(10):
+        turn = (turn + _inverse(turn).mT) / 2
     stretch = turn.mT @ matrices
     return (stretch + stretch.mT) / 2
 
