@@ -24,6 +24,9 @@ PATCH = 7
 """Pixels a side over which frames are compared."""
 ALIKE = 2.0
 """Times the clip's usual difference of two frames beyond which a voter counts little."""
+QUIET, QUIET_FACTOR = 5, 1.3
+"""The fifth of the patches that differ least tells flicker (others differ by motion that is not quite
+found), and by how much more the mean patch flickers."""
 LEAST = 1e-5
 """Mean squared difference (of colours) that any two frames may have: the step of 8 bits."""
 WINDOW = 4.0
@@ -127,7 +130,7 @@ def _usual(clip: _Clip, tick) -> float:
             away = _patches((clip.frames[n] - pair[0]).square().mean(0))
             found.append(away[pair[1] > 0.9])
     flat = torch.cat(found) if found else torch.zeros(0)
-    return max(LEAST, float(flat.median())) if len(flat) else LEAST
+    return max(LEAST, QUIET_FACTOR * float(flat.sort().values[len(flat) // QUIET])) if len(flat) else LEAST
 
 
 def _patches(values: Tensor) -> Tensor:  # [H, W]

@@ -29,6 +29,7 @@ from .implicit_start import (
     unjittered,
     warped_sharp,
 )  # fmt: skip
+from .implicit_still import find_still
 from .implicit_video import ImplicitVideo, Layer, Piece, places_of, read
 
 CELLS = 5
@@ -55,6 +56,8 @@ class Material:
     offset: Tensor
     jitter: Tensor
     """[V, F, 2, rows, columns] shares of the picture."""
+    still: Tensor
+    """[V, F, H, W] how surely a pixel shows what stands still."""
 
     @cached_property
     def points(self) -> Tensor:  # [H, W, 2] shares
@@ -76,7 +79,8 @@ def prepare(
     bends = tuple(max(2, round(BENDS * n / max(H, W))) for n in (H, W))
     gain = frames.new_ones(V, count, 3, CELLS, CELLS)
     material = Material(
-        frames, layers, flow, gain, torch.zeros_like(gain), frames.new_zeros(V, count, 2, *bends)
+        frames, layers, flow, gain, torch.zeros_like(gain), frames.new_zeros(V, count, 2, *bends),
+        frames.new_zeros(V, count, H, W),
     )
     if not settings.known:
         needed = settings.flow > 0 and count > 1 and flow is None
@@ -85,11 +89,52 @@ def prepare(
     material = replace(material, flow=flow if given else _followed(frames, tick))
     if count < 2:
         return material
-    material = _with_casts(material, shots, tick)
+    for v in range(V):
+        for shot in shots:
+            if len(shot) > 1:
+                _learn_shot(material, v, shot, tick)
     if not given and float((_plain(material) - frames).abs().mean()) > PLAIN_CAST:
         material = replace(material, flow=_followed(_plain(material), tick))
-        material = _with_casts(material, shots, tick)
-    return _with_jitter(material, shots, tick)
+    return material
+
+
+STANDS = 0.3
+"""Share of a picture that must stand still to tell casts and jitter."""
+
+
+def _learn_shot(material: Material, v: int, shot: range, tick) -> None:
+    """Casts, jitter and what stands still of one shot, written into the material."""
+    part, steps = slice(shot.start, shot.stop), slice(shot.start, shot.stop - 1)
+    H, W = material.frames.shape[-2:]
+    scale = min(1.0, SMALL / max(H, W))
+    size = (max(8, round(H * scale)), max(8, round(W * scale)))
+    small = F.interpolate(material.frames[v, part], size, mode="area")
+    found = find_still(small, CELLS, tick)
+    bend = found.jitter
+    if float(found.share.mean()) >= STANDS:
+        material.gain[v, part], material.offset[v, part] = found.gain, found.offset
+        share = F.interpolate(found.share[None], (H, W), mode="bilinear")[0]
+        material.still[v, part] = share
+    else:
+        flow = material.flow
+        there, back = (scaled_flow(f[v, steps], size) for f in (flow.there, flow.back))
+        casts = find_casts(small, there, back, CELLS, tick)
+        material.gain[v, part], material.offset[v, part] = casts
+        weights = hats(size, CELLS, small)
+        plain = [
+            correct(p, g.flatten(1), o.flatten(1), weights)
+            for p, g, o in zip(small, *casts, strict=True)
+        ]
+        sure = small.new_ones(len(small), *size)
+        forth, fro = (
+            F.interpolate(s[None, v, steps], size, mode="area")[0].clamp(min=0.02)
+            for s in (flow.sure_there, flow.sure_back)
+        )
+        sure[:-1] *= forth
+        sure[1:] *= fro
+        bend = find_jitter(torch.stack(plain), there, back, sure, tick)
+    shares = F.interpolate(bend, material.jitter.shape[-2:], mode="area")
+    material.jitter[v, part] = shares / shares.new_tensor([size[1], size[0]])[:, None, None]
 
 
 def _check(frames: Tensor, flow: Flow | None, masks: Tensor | None) -> None:
@@ -118,41 +163,6 @@ def _small(material: Material) -> tuple[Tensor, tuple[int, int]]:
     size = (max(8, round(H * scale)), max(8, round(W * scale)))
     flat = F.interpolate(material.frames.flatten(0, 1), size, mode="area")
     return flat.unflatten(0, material.frames.shape[:2]), size
-
-
-def _each_shot(material: Material, shots: list[range]):
-    """(view, frames of a shot as a slice, flow there, flow back in small pixels) of shots that move."""
-    _, size = _small(material)
-    for v in range(len(material.frames)):
-        for shot in shots:
-            if len(shot) < 2:
-                continue
-            part, steps = slice(shot.start, shot.stop), slice(shot.start, shot.stop - 1)
-            there = scaled_flow(material.flow.there[v, steps], size)
-            yield v, part, steps, there, scaled_flow(material.flow.back[v, steps], size)
-
-
-def _with_casts(material: Material, shots: list[range], tick) -> Material:
-    small, _ = _small(material)
-    gain, offset = material.gain.clone(), material.offset.clone()
-    for v, part, _, there, back in _each_shot(material, shots):
-        gain[v, part], offset[v, part] = find_casts(small[v, part], there, back, CELLS, tick)
-    return replace(material, gain=gain, offset=offset)
-
-
-def _with_jitter(material: Material, shots: list[range], tick) -> Material:
-    jitter = material.jitter.clone()
-    _, (h, w) = _small(material)
-    for v, part, steps, there, back in _each_shot(material, shots):
-        sure = torch.ones(len(there) + 1, h, w).to(there)
-        pair = (material.flow.sure_there[v, steps], material.flow.sure_back[v, steps])
-        forth, fro = (F.interpolate(s[None], (h, w), mode="area")[0] for s in pair)
-        sure[:-1] *= forth.clamp(min=0.02)
-        sure[1:] *= fro.clamp(min=0.02)
-        found = find_jitter(there, back, sure, tick)
-        shares = F.interpolate(found, jitter.shape[-2:], mode="area")
-        jitter[v, part] = shares / shares.new_tensor([w, h])[:, None, None]
-    return replace(material, jitter=jitter)
 
 
 def _plain(material: Material) -> Tensor:
@@ -226,13 +236,17 @@ def _flows(material: Material, v: int, shot: range) -> list[tuple[Tensor, Tensor
                 torch.stack([fill(f, m) for f, m in zip(there, inside[:-1], strict=True)]),
                 torch.stack([fill(f, m) for f, m in zip(back, inside[1:], strict=True)]),
             )
-        found.append(unjittered(*pair, jitter))
+        pair = unjittered(*pair, jitter)
+        stands = F.interpolate(material.still[v, shot.start : shot.stop][None], size, mode="area")[0]
+        moves = 1 - stands[:, None]
+        found.append((pair[0] * moves[:-1], pair[1] * moves[1:]))
     return found
 
 
 # --- canonical pictures -----------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def steady_frames(
     video: ImplicitVideo, material: Material, v: int, share: float, tick
 ) -> tuple[Tensor, Tensor]:  # [F, 3, H, W], [L, F, H, W]
@@ -247,7 +261,7 @@ def steady_frames(
         gain, offset = video.gain[v, n].exp().flatten(1), video.offset[v, n].flatten(1)
         frame = correct(material.frames[v, n], gain, offset, weights)
         bend = share * read(video.jitter[v, n], material.points.view(-1, 2)).T.view(2, H, W) * size
-        if float(bend.abs().amax()) < UNMOVED:
+        if float(bend.detach().abs().amax()) < UNMOVED:
             frames[n], layers[:, n] = frame, material.layers[:, v, n]
             continue
         away = inverse(bend)

@@ -24,6 +24,8 @@ ROUNDS = 3
 """How often neighbours are corrected and compared again."""
 RIDGE = 0.02
 """Share of the samples' weight with which a cast is held to none, where colours don't tell."""
+TELLING = 5000
+"""Pixels that are enough to tell a cast."""
 TYPICAL = 0.03
 """Difference of colours above which a pixel does not tell the cast: something else is seen there."""
 
@@ -88,6 +90,9 @@ def cast_between(
 ) -> tuple[Tensor, Tensor]:  # gain, offset [3, K]: shown = gain * meant + offset
     """Gain and offset by robust least squares, held together and to 1 and 0 where colours are plain."""
     K = weights.shape[1]
+    step = max(1, shown.shape[1] // TELLING)
+    shown, meant, sure, weights = (t[..., ::step] for t in (shown, meant, sure, weights.T))
+    weights = weights.T.contiguous()
     gains, offsets = [], []
     ridge = RIDGE * sure.sum().clamp(min=1.0)
     # Nodes are held to their mean ten times as much as that is held to none.
@@ -182,17 +187,23 @@ def smoothed(field: Tensor, weight: Tensor, sigma: float) -> Tensor:  # [C, h, w
 
 STRAY = 0.5
 """Pixels (of the small pictures) that a point may stray from what surrounds it."""
+USUAL_BEND = 0.7
+"""Pixels of the small pictures: what jitter is expected to be, against which noise is weighed."""
 
 
 def find_jitter(
+    pictures: Tensor,  # [F, 3, h, w] without casts
     there: Tensor,  # [F - 1, 2, h, w]
     back: Tensor,
     sure: Tensor,  # [F, h, w]
     tick,
 ) -> Tensor:  # [F, 2, h, w] pixels
-    """How far every point stands beside its smooth path; of that what is smooth over the picture."""
-    count, (h, w) = len(sure), there.shape[-2:]
-    jitter = there.new_zeros(count, 2, h, w)
+    """How far every point stands beside its smooth path; of that what is smooth over the picture, and
+    jumps from frame to frame as no motion does."""
+    count = len(sure)
+    tensors = [structure(p) for p in pictures]
+    noise = _noise(pictures, there)
+    jitter = torch.zeros_like(sure)[:, None].repeat(1, 2, 1, 1)
     for _ in range(ROUNDS):
         flows = unjittered(there, back, jitter)
         more = []
@@ -203,19 +214,64 @@ def find_jitter(
             degree = 2 if len(path) > 4 else 1 if len(path) > 2 else 0
             weights = path_weights(offsets, degree)
             away = sum(float(c) * d for c, d in zip(weights, path.values(), strict=True))
-            more.append(_agreed(away, sure[n], max(h, w)))
+            more.append(_agreed(away, tensors[n], sure[n], noise))
         jitter = jitter + torch.stack(more)
-    return jitter
+    return jitter * restless(jitter)
 
 
-def _agreed(away: Tensor, sure: Tensor, side: int) -> Tensor:  # [2, h, w]
-    """What neighbouring points agree about."""
+def structure(picture: Tensor) -> Tensor:  # [3, h, w] -> [3, h, w]
+    """Products of slopes xx, xy, yy: where and across which edges motion can be told."""
+    dy, dx = torch.gradient(picture, dim=(1, 2))
+    return torch.stack([(dx * dx).sum(0), (dx * dy).sum(0), (dy * dy).sum(0)])
+
+
+def _noise(pictures: Tensor, there: Tensor) -> float:
+    """Variance of the difference of neighbouring frames along the motion, at flat places."""
+    away = [
+        (a - warped(b, step)).square().sum(0).median()
+        for a, b, step in zip(pictures[:-1], pictures[1:], there, strict=True)
+    ]
+    return float(torch.stack(away).median()) + LEAST_NOISE
+
+
+LEAST_NOISE = 3e-5
+"""Of pictures without any: a step of 8 bits in each channel."""
+
+
+def _agreed(away: Tensor, structure: Tensor, sure: Tensor, noise: float) -> Tensor:  # [2, h, w]
+    """What neighbouring points agree about, each as far as its edges tell (Lucas and Kanade's sum);
+    where they tell no more than noise would, nothing."""
+    side = max(sure.shape)
     weight = sure
     for sigma in (side / 16, side / 32, side / 40):
-        mean = smoothed(away, weight, sigma)
+        xx, xy, yy = structure
+        u, v = away
+        sums = torch.stack([xx, xy, yy, xx * u + xy * v, xy * u + yy * v])
+        xx, xy, yy, a, b = smoothed(sums * weight, torch.ones_like(weight), sigma)
+        ridge = noise / (USUAL_BEND**2 * 4 * torch.pi * sigma**2) * NOISE_ALIKE
+        xx, yy = xx + ridge, yy + ridge
+        size = xx * yy - xy * xy
+        mean = torch.stack([yy * a - xy * b, xx * b - xy * a]) / size
         stray = (away - mean).square().sum(0).sqrt()
         weight = sure / (1 + (stray / STRAY).square())
     return mean
+
+
+NOISE_ALIKE = 8.0
+"""Pixels of noise that stand for one: flow blurs it, and blotches are wider than a pixel."""
+
+
+def restless(jitter: Tensor) -> Tensor:  # [F, 2, h, w] -> [1, 1, h, w] 0..1
+    """Where displacements change sign from frame to frame, as jitter's do; what a motion leaves
+    beside a smooth path lasts for several frames."""
+    if len(jitter) < 4:
+        return torch.ones_like(jitter[:1, :1])
+    side = max(jitter.shape[-2:]) / 10
+    same = (jitter[1:] * jitter[:-1]).sum(1).mean(0)
+    both = 0.5 * (jitter[1:].square() + jitter[:-1].square()).sum(1).mean(0)
+    one = torch.ones_like(same)
+    same, both = smoothed(torch.stack([same, both]), one, side)
+    return (0.5 - 2.5 * same / (both + 1e-4)).clamp(0, 1)[None, None]
 
 
 def unjittered(there: Tensor, back: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor]:
