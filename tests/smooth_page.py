@@ -24,6 +24,8 @@ COLUMNS = {
     "detail_whole": ("detail whole %", 1), "seconds": ("s", 0),
 }  # fmt: skip
 
+CROSS = {"cross": ("cross-view ×100 ↓", 2)}
+
 Found = dict[str, dict[str, Scores]]
 """Fault -> way -> scores; the way AS_IT_IS is the input."""
 
@@ -61,14 +63,18 @@ def with_shares(ways: dict[str, Scores]) -> dict[str, Scores]:
     }
 
 
+def scores_table(rows: dict[str, Scores], columns: dict[str, tuple[str, int]] = COLUMNS) -> str:
+    cells = {
+        name: [number(scores.get(key, math.nan), digits) for key, (_, digits) in columns.items()]
+        for name, scores in rows.items()
+    }
+    return markdown([title for title, _ in columns.values()], cells)
+
+
 def ways_table(ways: dict[str, Scores], cross: bool = False) -> str:
     """One kind of flicker, way by way; with the difference between views in front if it is known."""
-    columns = ({"cross": ("cross-view ×100 ↓", 2)} if cross else {}) | COLUMNS
-    rows = {
-        name: [number(scores.get(key, math.nan), digits) for key, (_, digits) in columns.items()]
-        for name, scores in with_shares(ways).items()
-    }
-    return markdown([title for title, _ in columns.values()], rows)
+    columns = (CROSS if cross else {}) | COLUMNS
+    return scores_table(with_shares(ways), columns)
 
 
 def one_measure_table(found: Found, key: str) -> str:
@@ -173,9 +179,9 @@ Written by `tests/evaluate_smooth.py`, everything in one run; not edited by hand
 - *detail*: gradient energy in percent of the clean clip's, inside the performer and in the whole
   picture. Blur lowers it, noise raises it. Wobble takes some away that nothing brings back: it is
   drawn by cubic interpolation.
-- *CoDeF, equal time*: CoDeF's published sizes and losses in plain torch, without any warm start, with as
-  much time for its steps as Implicit Video Fit took in all, its schedule shrunk to the steps that
-  fit in: {codef_steps} of 10,000.
+- *CoDeF, equal time*: CoDeF's published sizes and losses on the same hash grid, without any warm start,
+  with as much time for its steps as Implicit Video Fit took in all, its schedule shrunk to the steps
+  that fit in: {codef_steps} of 10,000.
 """
 
 REST = """
@@ -209,8 +215,9 @@ the difference between the colours that two views give to the same surface. Told
 
 ## Smoothing and sampling in turn
 
-Turnaround-Tiny, {loop_views} views x {loop_frames} frames. *single pass*: as sampled. *loop*: **Smooth Loop**,
-fitted and sampled anew in turn.
+Turnaround-Tiny with its sync, {loop_views} views x {loop_frames} frames, plain background. *single pass*: as
+sampled. *loop*: **Smooth Loop**, smoothed and sampled anew {rounds} times, with noise from {first} down to {last}.
+Columns are those of [SCOREBOARD.md](SCOREBOARD.md).
 
 {loop}
 """
