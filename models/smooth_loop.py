@@ -49,11 +49,14 @@ def smooth_loop(
     refine: Callable[[Tensor, float, int], Tensor],  # V_s, strength, round -> V_p
     strengths: Sequence[float],
     steps: int,  # of the fit, before every refinement
-    on_step: Callable[..., None] | None = None,
+    on_fit: Callable[[], Callable[..., None] | None] = lambda: None,
 ) -> Looped:
-    """Fit V_s to V_p, refine V_s into a new V_p, as often as there are strengths."""
+    """Fit V_s to V_p, refine V_s into a new V_p, as often as there are strengths.
+
+    `on_fit` gives the callback for the steps of the round that begins.
+    """
     for r, strength in enumerate(strengths):
-        fit.steps(steps, on_step)
+        fit.steps(steps, on_fit())
         smoothed = fit.render()
         refined = refine(smoothed, strength, r)
         if r + 1 < len(strengths):

@@ -25,8 +25,8 @@ from ..models.decoder_tuning import (
 from ..models.metrics import psnr
 from ..models.views import Views
 from . import run
+from .latent_guidance import CATEGORY, fitting_clips, given_views, is_video
 from .refine_latents import GRADIENT_COPIES, LOSS, Decoder, all_frames_at_once
-from .smooth_loop import CATEGORY, fitting_clips, given_views, is_video
 from .sockets import VIEWS
 from .views import check_prefix, frames_to_image
 

@@ -1,244 +1,286 @@
-"""Smoothed frames back into the sampler: Latent Guidance and Smooth Loop."""
+"""Smooth Loop: smoothing and sampling in turn."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import comfy.model_management as mm
 import comfy.sample
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..models.views import Views, as_pictures, resize_frames, snap_size
-from . import run
-from .patch_unet import VIEWS as VIEW_COUNT
-from .sockets import VIEWS
-from .views import encode_views, fit_to_vae, frames_to_image, image_to_frames
+from ..models.flow import Flow
+from ..models.implicit_fit import A_FRAME, FAST, PAPER, ImplicitFit, Settings
+from ..models.smooth_loop import falling_strengths, smooth_loop
+from ..models.views import Views, resize_frames, view_labels
+from . import run, windows
+from .check_conditions import check_conditions
+from .latent_guidance import (
+    CATEGORY,
+    FPS,
+    LatentGuidance,
+    check_vae,
+    encoded,
+    fitting_clips,
+    given_views,
+    is_video,
+)
+from .sampler import GridProgress
+from .sockets import FLOW, VIEWS
+from .views import clips_of, decode_views, frames_to_image
 
-CATEGORY = "Turnaround/6 smooth"
-
-# --- frames to latents ----------------------------------------------------------------------------
-
-
-def given_views(views: Views | None, images: Tensor | None, fps: float = 16.0) -> Views:
-    """The colour clips on one of two sockets."""
-    if (views is None) == (images is None):
-        came = "none of them is" if views is None else "both are"
-        raise ValueError(
-            f"Connect either 'views' or 'images', {came} connected: VIEWS for several views of one "
-            "performer, IMAGE for a single clip."
-        )
-    if views is None:
-        views = Views(image_to_frames(images)[None], None, None, fps)
-    name = "views" if images is None else "images"
-    if views.frames.shape[2] != 3:
-        raise ValueError("'views' hold depth, not colours: connect the smoothed colour views.")
-    if views.frames.is_floating_point() and not views.frames.isfinite().all():
-        raise ValueError(f"'{name}' hold NaN or infinity: check the node before.")
-    return views
+PRESETS = {"fast": FAST, "paper": PAPER}
+FIT, ENCODE, SAMPLE, DECODE = 100, 10, 100, 10
+"""How far the bar moves for the parts of a round."""
+FIT_COPIES = 12
+"""Of the frames, that a fit holds on its device: flow both ways, masks, corrected frames and more."""
 
 
-def is_video(vae: VAE) -> bool:
-    """Whether a clip is one latent; else, and of 3D VAEs that ComfyUI feeds pictures, every frame is."""
-    return vae.latent_dim == 3 and not vae.not_video
+class Rounds:
+    """One bar for all rounds."""
 
+    def __init__(self, rounds: int) -> None:
+        self.total = rounds * (FIT + ENCODE + SAMPLE + DECODE)
+        self.bar, self.done = run.progress(self.total), 0
 
-def check_vae(model: ModelPatcher, vae: VAE) -> None:
-    """One sentence when the latents of one are no food for the other."""
-    wanted = model.get_model_object("latent_format")
-    kinds = {True: "videos", False: "pictures"}
-    made = (vae.latent_channels, is_video(vae))
-    if made != (wanted.latent_channels, wanted.latent_dimensions == 3):
-        raise ValueError(
-            f"'vae' makes latents of {made[0]} channels for {kinds[made[1]]}, but 'model' works on "
-            f"{wanted.latent_channels} for {kinds[wanted.latent_dimensions == 3]}: load the VAE that "
-            "belongs to the model."
-        )
+    def part(self, share: int) -> run.Progress:
+        """The callback of the next part, which moves the bar by so much."""
+        start = self.done
+        self.done += share
 
+        def on_step(done: int, total: int, preview: Tensor | None = None) -> None:
+            self.bar(start + share * done // max(1, total), self.total, preview)
 
-def fitting_clips(views: Views, vae: VAE) -> tuple[Iterator[Tensor], str]:
-    """Every view [F, 3, H, W] at a size and length that the VAE takes, and a note."""
-    if is_video(vae):
-        return fit_to_vae(views)
-    H, W = views.frames.shape[-2:]
-    width, height = snap_size(W, H)
-    note = ""
-    if (width, height) != (W, H):
-        note = f"{W}x{H} became {width}x{height} (sizes must be multiples of 16)"
-    return (resize_frames(as_pictures(views, v), width, height) for v in range(len(views))), note
-
-
-def encoded(vae: VAE, clips: Iterator[Tensor], count: int, on_step: run.Progress) -> dict:
-    """A clean LATENT of so many views: a batch item a view, or of picture models a frame."""
-    if is_video(vae):
-        return {"samples": encode_views(vae, clips, count, on_step)}
-    latents = []
-    for v, clip in enumerate(clips):
-        latents.append(vae.encode(frames_to_image(clip)))
-        on_step(v + 1, count)
-    return {"samples": torch.cat(latents), VIEW_COUNT: count}
-
-
-# --- Latent Guidance ------------------------------------------------------------------------------
+        return on_step
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where in its steps a sampler starts."""
+class Refiner:
+    """V_s -> V_p: encoded, noised, sampled and decoded, as VAE Encode, KSampler and Decode Views do."""
 
-    sigmas: Tensor
-    """[steps left + 1], falling; empty when nothing is to be done."""
+    model: ModelPatcher
+    vae: VAE
+    positive: list
+    negative: list
     steps: int
-    """Of the whole schedule, which the sampler enters in the middle."""
-    start: int
-    """Steps of it that are left out."""
+    """Of a whole sampling; a round does its share of them."""
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    seed: int
+    labels: list[str]
+    told: dict
+    """What the first latent carries beside its samples, such as a noise mask."""
+    rounds: Rounds
+    latents: list[dict] = field(default_factory=list)
+    """The last round's."""
+
+    def __call__(self, smoothed: Tensor, strength: float, r: int) -> Tensor:
+        with torch.inference_mode():
+            latent = encoded(self.vae, iter(smoothed), len(smoothed), self.rounds.part(ENCODE))
+            latent = {**self.told, **latent}
+            latent["samples"] = self._sampled(latent, strength, r)
+            self.latents[:] = [latent]
+            clips = clips_of(latent, self.vae, None)
+            frames = decode_views(self.vae, clips, self.rounds.part(DECODE))
+        # Outside of inference mode, so that it can be learnt from.
+        return frames.to(smoothed.device).clone()
+
+    def _sampled(self, latent: dict, strength: float, r: int) -> Tensor:
+        """Another seed each round: the same noise twice would leave its mark."""
+        steps, seed = math.ceil(self.steps * strength), (self.seed + r) % 2**64
+        noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+        model = self.model
+        bar = self.rounds.part(SAMPLE)
+
+        def callback(step: int, _x0: Tensor, _x: Tensor, total: int) -> None:
+            bar(step + 1, total)
+
+        if latent["samples"].ndim == 5:
+            progress = GridProgress(model, steps, self.labels)
+            progress.bar = bar
+            model, callback = windows.reporting(model, progress.after_tile), progress.after_step
+        return comfy.sample.sample(
+            model, noise, steps, self.cfg, self.sampler_name, self.scheduler, self.positive,
+            self.negative, latent["samples"], denoise=strength,
+            noise_mask=latent.get("noise_mask"), callback=callback, seed=seed,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        )  # fmt: skip
 
 
-def beginning(
-    model: ModelPatcher, steps: int, strength: float, sampler_name: str, scheduler: str
-) -> Beginning:
-    """What ComfyUI's KSampler does with `denoise`: a longer schedule, of which it takes the end."""
-    plan = comfy.samplers.KSampler(
-        model, steps, torch.device("cpu"), sampler_name, scheduler, strength
-    )
-    if not len(plan.sigmas):
-        return Beginning(plan.sigmas, steps, steps)
-    whole_steps = steps if strength > 0.9999 else int(steps / strength)
-    whole = plan.calculate_sigmas(whole_steps)
-    return Beginning(plan.sigmas, whole_steps, len(whole) - len(plan.sigmas))
+def fitted(views: Views, vae: VAE) -> tuple[Views, str]:
+    """The views, with masks, at the size and length that the VAE keeps, and a note."""
+    clips, note = fitting_clips(views, vae)
+    frames = torch.stack(list(clips))
+    count, _, H, W = frames.shape[1:]
+    masks, rig = views.masks, views.rig
+    if masks is not None:
+        masks = masks[:, :count].float().flatten(0, 1)[:, None]
+        masks = resize_frames(masks, W, H)[:, 0].clamp(0, 1).unflatten(0, frames.shape[:2])
+    if rig is not None:
+        rig = rig.filled(W, H)
+    return Views(frames, masks, rig, views.fps), note
 
 
-def noised(
-    model: ModelPatcher,
-    latents: Tensor,
-    sigma: Tensor,  # []
-    seed: int,
-    batch_index: list[int] | None = None,
-) -> Tensor:
-    """Clean latents as ComfyUI's samplers make them at `sigma`, in the form that one hands the next.
-
-    Samplers that add no noise scale what comes in all the same, by 1 - sigma for models of flow
-    matching: so that has to be undone here, as they themselves do when they stop half-way.
-    """
-    sampling = model.get_model_object("model_sampling")
-    highest = float(sampling.sigma_max)
-    all_noise = math.isclose(highest, float(sigma), rel_tol=1e-5) or float(sigma) > highest
-    noise = comfy.sample.prepare_noise(latents, seed, batch_index)
-    if latents.count_nonzero():
-        latents = model.get_model_object("process_latent_in")(latents)
-    x = sampling.noise_scaling(sigma, noise, latents, all_noise)
-    x = sampling.inverse_noise_scaling(sigma, x)
-    return model.get_model_object("process_latent_out")(x.float())
+def first_pass(vae: VAE, views: Views | None, images: Tensor | None, latent: dict | None) -> Views:
+    """The clips to begin with, of any of three sockets."""
+    if latent is None:
+        return given_views(views, images)
+    if views is not None or images is not None:
+        raise ValueError(
+            "'latent' and frames are connected, and both say where to begin: connect one of 'views', "
+            "'images' and 'latent'."
+        )
+    clips = clips_of(latent, vae, None)
+    return Views(decode_views(vae, clips, run.progress(len(clips))), None, None, FPS)
 
 
-class LatentGuidance(io.ComfyNode):
+def latents_of(vae: VAE, views: Views) -> Tensor:  # [V, C, T, h, w]
+    """Of the shape that encoding will give, without the work."""
+    count, _, H, W = views.frames.shape[1:]
+    side = vae.spacial_compression_encode()
+    T = vae.downscale_ratio[0](count)
+    return torch.zeros(1).expand(len(views), vae.latent_channels, T, H // side, W // side)
+
+
+def check_told(model: ModelPatcher, vae: VAE, views: Views, positive: list, negative: list) -> None:
+    """Wan-type models are told of every view: that must fit before the fit begins, not after."""
+    dit = model.get_model_object("diffusion_model")
+    if is_video(vae) and hasattr(dit, "blocks") and hasattr(dit, "patch_embedding"):
+        check_conditions(model, positive, negative, latents_of(vae, views))
+
+
+def check_depth(depth: Views | None, views: Views) -> None:
+    if depth is None:
+        return
+    if depth.frames.shape[2] != 1 or depth.rig is None:
+        raise ValueError(
+            "'depth' needs depth in metres with its rig: connect the fourth output of Render "
+            "Conditions."
+        )
+    wanted, came = (v.frames.shape for v in (views, depth))
+    if wanted[:2] + wanted[3:] != came[:2] + came[3:]:
+        raise ValueError(
+            f"'depth' has {came[0]} views x {came[1]} frames of {came[4]}x{came[3]}, but {wanted[0]} "
+            f"x {wanted[1]} of {wanted[4]}x{wanted[3]} are smoothed: connect the depth that the "
+            "conditions were rendered with."
+        )
+
+
+class SmoothLoop(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="TurnaroundLatentGuidance",
-            display_name="Latent Guidance",
+            node_id="TurnaroundSmoothLoop",
+            display_name="Smooth Loop",
             category=CATEGORY,
-            description="Smoothed frames as the start of a second sampling: encoded while clean, "
-            "then noised in latent space just as ComfyUI's samplers do, for models of every kind. "
-            "The sampler after it brings detail back and keeps the smooth motion.",
+            description="Smooths sampled frames and lets the model refine what was smoothed, in "
+            "turn, with less and less noise: the implicit video takes the flicker out, the model "
+            "brings the detail back. With any model and conditioning of ComfyUI.",
             inputs=[
-                io.Model.Input("model", tooltip="The model of the sampler that follows."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to it."),
-                io.Float.Input("strength", default=0.4, min=0.0, max=1.0, step=0.01,
-                               tooltip="How much noise: the 'denoise' of a KSampler. 0 keeps the "
-                               "frames, 0.2 to 0.6 refines them, 1 forgets them."),
+                io.Model.Input("model", tooltip="The model that made the frames, also from View Sync."),
+                io.Conditioning.Input("positive", tooltip="What the first sampling was told."),
+                io.Conditioning.Input("negative", tooltip="Likewise; used when cfg is not 1."),
+                io.Vae.Input("vae", tooltip="The VAE of the model; one of Tune VAE Decoder loses less."),
+                io.Int.Input("rounds", default=5, min=1, max=20,
+                             tooltip="How often it is smoothed and refined; 5 as published."),
+                io.Float.Input("first_strength", default=0.6, min=0.05, max=1.0, step=0.01,
+                               tooltip="Noise of the first refinement: the 'denoise' of a KSampler."),
+                io.Float.Input("last_strength", default=0.2, min=0.05, max=1.0, step=0.01,
+                               tooltip="Noise of the last one; the rounds between fall evenly."),
                 io.Int.Input("steps", default=12, min=1, max=200,
-                             tooltip="Steps that the sampler shall do from there."),
+                             tooltip="Of a whole sampling, as in your first one: a refinement at "
+                             "strength 0.4 does 40 % of them."),
+                io.Float.Input("cfg", default=1.0, min=0.0, max=30.0, step=0.1,
+                               tooltip="As in the first sampling."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
-                               default="euler", tooltip="The sampler that follows: some lay out "
-                               "their steps in their own way."),
+                               default="euler", tooltip="As in the first sampling."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
-                               default="simple", tooltip="The scheduler of that sampler."),
+                               default="simple", tooltip="As in the first sampling."),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
-                             tooltip="Of the noise: same seed, same noise as KSampler's."),
-                VIEWS.Input("views", optional=True, tooltip="Smoothed views, one latent each."),
-                io.Image.Input("images", optional=True, tooltip="Or a single smoothed clip."),
-                io.Latent.Input("latent", optional=True,
-                                tooltip="The latent of the conditioning: its views, length and size "
-                                "are checked, so that they fit what the model is told."),
+                             tooltip="Of noise and fit; every round takes the next one."),
+                io.Combo.Input("preset", options=list(PRESETS), default="fast",
+                               tooltip="Of the fit. paper: the published sizes and steps, slow."),
+                io.Int.Input("fit_steps", default=0, min=0, max=100_000,
+                             tooltip="Steps of the fit in a round; 0 leaves it to the preset (paper: "
+                             "10,000 in all rounds together)."),
+                VIEWS.Input("views", optional=True, tooltip="The frames of the first sampling, from "
+                            "Decode Views."),
+                io.Image.Input("images", optional=True, tooltip="Or a single clip."),
+                io.Latent.Input("latent", optional=True, tooltip="Or the sampler's latent itself."),
+                FLOW.Input("flow", optional=True, tooltip="How things move, from Body Flow or "
+                           "Optical Flow; without it, it is found in the frames."),
+                VIEWS.Input("depth", optional=True, tooltip="The fourth output of Render Conditions: "
+                            "views then share the colours of one performer."),
             ],
             outputs=[
-                io.Latent.Output(display_name="noised", tooltip="For a sampler that adds no noise: "
-                                 "KSampler (Advanced) or SamplerCustom with add_noise off."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom."),
-                io.Int.Output(display_name="steps", tooltip="'steps' of KSampler (Advanced)."),
-                io.Int.Output(display_name="start_at_step",
-                              tooltip="'start_at_step' of KSampler (Advanced)."),
-                io.Latent.Output(display_name="clean", tooltip="Without noise, for samplers that add "
-                                 "it themselves: KSampler or Multi-View Sampler, with 'denoise' set "
-                                 "to strength and the same steps and seed, which comes to the same."),
-                io.String.Output(display_name="note", tooltip="How noisy it is, and how to go on."),
+                VIEWS.Output(display_name="views", tooltip="The result: what the last round refined."),
+                io.Image.Output(display_name="images", tooltip="The same as IMAGE, view after view."),
+                VIEWS.Output(display_name="smoothed", tooltip="What the last refinement began with: "
+                             "steadier, with less detail."),
+                io.Latent.Output(display_name="latent", tooltip="Of the result, for another decoder."),
+                io.String.Output(display_name="note", tooltip="What was done."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model, vae, strength, steps, sampler_name, scheduler, seed,
-        views: Views | None = None, images: Tensor | None = None, latent: dict | None = None,
+        cls, model, positive, negative, vae, rounds, first_strength, last_strength, steps, cfg,
+        sampler_name, scheduler, seed, preset, fit_steps, views: Views | None = None,
+        images: Tensor | None = None, latent: dict | None = None, flow: Flow | None = None,
+        depth: Views | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        views = given_views(views, images)
         check_vae(model, vae)
-        begin = beginning(model, steps, strength, sampler_name, scheduler)
-        check_something_left(model, begin, strength, steps)
-        clips, note = fitting_clips(views, vae)
-        clean = encoded(vae, clips, len(views), run.progress(len(views)))
-        check_same_latent(clean["samples"], latent)
-        if latent is not None and "batch_index" in latent:
-            clean["batch_index"] = latent["batch_index"]
-        samples = clean["samples"]
-        if len(begin.sigmas):
-            samples = noised(model, samples, begin.sigmas[0], seed, clean.get("batch_index"))
-        note = "; ".join(filter(None, (note, _how_to_go_on(begin))))
+        begin, note = fitted(first_pass(vae, views, images, latent), vae)
+        if begin.frames.shape[1] < 2:
+            raise ValueError(
+                "A single frame has nothing to smooth: connect a clip of 5 frames or more."
+            )
+        check_told(model, vae, begin, positive, negative if cfg != 1 else [])
+        check_depth(depth, begin)
+        strengths = falling_strengths(first_strength, last_strength, rounds)
+        told = {k: v for k, v in (latent or {}).items() if k != "samples"}
+        bar = Rounds(rounds)
+        refiner = Refiner(
+            model, vae, positive, negative, steps, cfg, sampler_name, scheduler, seed,
+            list(view_labels(begin)), told, bar,
+        )  # fmt: skip
+        with torch.inference_mode(False), torch.enable_grad():
+            fit, each = started_fit(begin, PRESETS[preset], fit_steps, rounds, flow, depth, seed)
+            made = smooth_loop(fit, refiner, strengths, each, lambda: bar.part(FIT))
+        shown = ", ".join(f"{s:.2f}" for s in strengths)
+        done = f"{rounds} x {each} steps of the fit, refined with noise {shown}"
+        result, smoothed = (replace(begin, frames=f.cpu()) for f in (made.refined, made.smoothed))
         return io.NodeOutput(
-            {**clean, "samples": samples}, begin.sigmas, begin.steps, begin.start, clean,
-            run.say(cls, note),
+            result, frames_to_image(result.frames.flatten(0, 1)), smoothed, refiner.latents[0],
+            run.say(cls, "; ".join(filter(None, (note, done)))),
         )  # fmt: skip
 
 
-def check_same_latent(samples: Tensor, latent: dict | None) -> None:
-    if latent is None or latent["samples"].shape == samples.shape:
-        return
-    raise ValueError(
-        f"The frames become a latent of shape {list(samples.shape)} but 'latent' has "
-        f"{list(latent['samples'].shape)}: smooth the views that were sampled from it, with as many "
-        "views and frames and of the same size."
-    )
+def started_fit(
+    begin: Views, preset: Settings, fit_steps: int, rounds: int, flow: Flow | None,
+    depth: Views | None, seed: int,
+) -> tuple[ImplicitFit, int]:  # fmt: skip
+    """The fit, and its steps a round. Its learning rate falls over all rounds together."""
+    V, count = begin.frames.shape[:2]
+    each = fit_steps or math.ceil((preset.steps or A_FRAME * V * count) / rounds)
+    device = run.drawing_device(FIT_COPIES * begin.frames.numel() * 4)
+
+    def there(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device).clone()
+
+    fit = ImplicitFit(
+        there(begin.frames), replace(preset, steps=rounds * each), flow, there(begin.masks),
+        there(depth.frames[:, :, 0]) if depth is not None else None,
+        depth.rig if depth is not None else None, seed=seed % 2**63,
+        tick=mm.throw_exception_if_processing_interrupted,
+    )  # fmt: skip
+    return fit, each
 
 
-def check_something_left(
-    model: ModelPatcher, begin: Beginning, strength: float, steps: int
-) -> None:
-    """At sigma 1 a flow model's start is noise alone, and nothing can be made of 1 / (1 - sigma)."""
-    if not len(begin.sigmas):
-        return
-    sampling = model.get_model_object("model_sampling")
-    if sampling.inverse_noise_scaling(begin.sigmas[0], torch.ones(1)).isfinite().all():
-        return
-    most = math.floor(100 * steps / (steps + 1)) / 100  # ComfyUI lays out int(steps / strength)
-    raise ValueError(
-        f"With strength {strength:g} and {steps} steps this model starts from noise alone, so the "
-        f"frames would not count: set strength to {most:g} or less, or sample without Latent "
-        "Guidance."
-    )
-
-
-def _how_to_go_on(begin: Beginning) -> str:
-    if not len(begin.sigmas):
-        return "strength 0: the frames are encoded and nothing else; a sampler has nothing to do"
-    return (
-        f"noise of sigma {float(begin.sigmas[0]):.3f}, {begin.steps - begin.start} steps to go: "
-        f"KSampler (Advanced) with add_noise disable, steps {begin.steps}, start_at_step "
-        f"{begin.start}; or SamplerCustom with add_noise off and these sigmas"
-    )
-
-
-NODES: list[type[io.ComfyNode]] = [LatentGuidance]
+NODES: list[type[io.ComfyNode]] = [LatentGuidance, SmoothLoop]

@@ -12,7 +12,7 @@ from comfy.taesd.taesd import TAESD
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 from torch import Tensor
 from turnaround.models.views import Views
-from turnaround.nodes import embedded, smooth_loop
+from turnaround.nodes import embedded, latent_guidance, smooth_loop
 
 import nodes as core
 
@@ -100,7 +100,7 @@ def conditioning(kind: str) -> list:
 
 def guide(model, vae, strength=0.5, steps=4, sampler="euler", scheduler="simple", seed=3, **more):
     more = more or {"views": smooth_views()}
-    return smooth_loop.LatentGuidance.execute(
+    return latent_guidance.LatentGuidance.execute(
         model, vae, strength, steps, sampler, scheduler, seed, **more
     ).args
 
