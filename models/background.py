@@ -201,17 +201,6 @@ def build_plate(
     return torch.cat(parts, 1).clamp(0, 1), gains
 
 
-def _opencv(what: str):
-    """OpenCV, or a sentence."""
-    try:
-        return opencv()
-    except ValueError:
-        raise ValueError(
-            f"{what} needs the package opencv-python, which is not installed: install it and "
-            "restart ComfyUI."
-        ) from None
-
-
 REACH = 3
 """Pixels around an unknown one from which Telea's method takes its colour."""
 
@@ -221,7 +210,7 @@ def paint_in(plate: Tensor) -> Tensor:  # [3, H, W], NaN where not known
     hole = plate.isnan().any(0)
     if not hole.any() or hole.all():
         return plate
-    cv2 = _opencv("Painting in what no frame shows of the background")
+    cv2 = opencv("Painting in what no frame shows of the background", "")
     missing = hole.byte().cpu().numpy()
     # 16 bits a channel: 8 bits show as steps in dark gradients, and OpenCV's way with floats swings
     # from one pixel to the next, as nothing cuts its extrapolations off.
@@ -320,7 +309,7 @@ class _Look:
     """One frame as the tracker sees it."""
 
     def __init__(self, frame: Tensor, trusted: Tensor, scale: float) -> None:
-        self.cv2 = _opencv("Following the camera")
+        self.cv2 = opencv("Following the camera", "")
         grey = unit(frame).mean(0).cpu().numpy()
         known = trusted.byte().cpu().numpy() * 255
         if scale < 1:
@@ -361,7 +350,7 @@ class _Tracker:
     """Follows points of a background through a clip (Lucas and Kanade's method; ORB for jumps)."""
 
     def __init__(self, film: Film) -> None:
-        self.cv2 = _opencv("Following the camera")
+        self.cv2 = opencv("Following the camera", "")
         self.film = film
         self.scale = min(1.0, LONGEST / max(film.frames.shape[-2:]))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .cameras import Rig
 from .flow import flow_both_ways
 from .mv_opt_links import (
+    STANDING,
     Link,
     across_views,
     bends,
@@ -29,7 +30,6 @@ from .mv_opt_links import (
     spread,
 )  # fmt: skip
 from .mv_opt_objective import (
-    Block,
     Fields,
     History,
     Problem,
@@ -49,8 +49,11 @@ Step = Callable[..., None]
 
 PLAIN = 0.03
 """Mean difference from its middle colour up to which a background is plain."""
-KEYPOINT_SHARE = 1 / 4
-"""Of the keypoints that count as independent of each other."""
+FEWEST_KEYPOINTS = 8
+"""Sightings over the clip without which a view's keypoints tell nothing."""
+USUAL_SHAKE = 1.5
+"""Times what the keypoints of the middle view shake by: so far a reader's own error goes, which moves
+all keypoints of a picture together."""
 SURE = 0.3
 """Confidence from which a keypoint counts."""
 FEATHER = 2.0
@@ -221,10 +224,10 @@ def _problem(
         links = across_views(near, rig, settings.chunk, tick) if settings.surface else []
         if settings.surface and not links:
             notes.append("no two views see the same surface: nothing is compared across views")
-    keypoints = _seen_keypoints(pose, window, rig, settings, notes)
-    drift = _drift(small, solid, keypoints, rig, settings)
+    shaken = _shaken(pose, window, rig, settings, notes)
+    drift = _drift(small, solid, shaken, rig, settings)
     if settings.temporal and count > 1:
-        cv2 = opencv()
+        cv2 = opencv("'temporal' follows motion, which", "set it to 0, or ")
         for v in range(V):
             tick()
             flows.append(flow_both_ways(small[v], cv2))
@@ -241,7 +244,7 @@ def _problem(
         notes.append("moving pictures would hardly make texture fit better: across views, colours "
                      "alone are compared")  # fmt: skip
     return Problem(
-        small, links, curves, drift, solid, keypoints, trust.to(small), casts, settings, texture
+        small, links, curves, drift, solid, trust.to(small), casts, settings, texture
     )  # fmt: skip
 
 
@@ -264,74 +267,55 @@ def _texture_fits(
     nothing = small.new_zeros(*small.shape[:2], 2)
     solid = small.new_zeros(*small.shape[:2], *small.shape[-2:], dtype=torch.bool)
     alone = replace(settings, temporal=0.0, pose=0.0, iterations=4, sweeps=1)
-    probe = Problem(small, tried, [], nothing, solid, {}, trust, casts, alone)
+    probe = Problem(small, tried, [], nothing, solid, trust, casts, alone)
     before = probe.texture()
     minimise(probe, list(range(len(small))), History(), tick)
     return before > 0 and probe.texture() < (1 - FITS) * before
 
 
-def _seen_keypoints(
-    pose: Pose | None, window: Window, rig: Rig | None, settings: Settings, notes: list[str]
-) -> dict[Block, tuple[Tensor, Tensor, Tensor]]:
-    """Those of 'pose', where they can be used; why not is noted."""
-    if pose is None or not settings.pose or rig is None:
-        return {}
-    if pose.pixels is None:
-        notes.append("'pose' holds no places in the pictures, so its keypoints are not used")
-        return {}
-    if not (pose.sure * pose.found > SURE).any():
-        notes.append("all keypoints of 'pose' have zero confidence, so they are not used")
-        return {}
-    return _keypoints(pose, window, rig)
-
-
 def _drift(
-    small: Tensor, solid: Tensor, keypoints: dict, rig: Rig | None, settings: Settings
+    small: Tensor, solid: Tensor, shaken: Tensor | None, rig: Rig | None, settings: Settings
 ) -> Tensor:
     """[V, F, 2] by how many pixels the whole performer shakes: from its outline against that of the
-    geometry where the background is plain, else from keypoints."""
+    geometry where the background is plain, else from keypoints, as far as views differ there."""
     drift = small.new_zeros(*small.shape[:2], 2)
     if not settings.pose or rig is None:
         return drift
+    usual = STANDING
+    if shaken is not None:
+        sizes = shaken.square().sum(2).nanmean(1).sqrt().nan_to_num()
+        usual = max(usual, USUAL_SHAKE * float(sizes.median()))
     for v in range(len(small)):
         alpha = silhouette(small[v], solid[v])
         if alpha is not None:
             drift[v] = drift_of(outline_shifts(alpha, solid[v].float()))
-        elif keypoints:
-            drift[v] = _mean_drift(keypoints, v, drift[v])
+        elif shaken is not None:
+            drift[v] = drift_of(shaken[v], usual)
     return drift
 
 
-def _mean_drift(places: dict, v: int, zero: Tensor) -> Tensor:
-    """What a view's keypoints shake by together."""
-    shift = torch.full_like(zero, torch.nan)
-    for f in range(len(zero)):
-        if (v, f) in places:
-            _, away, weight = places[v, f]
-            shift[f] = (away * weight[:, None]).sum(0) / weight.sum()
-    return drift_of(shift)
-
-
-def _keypoints(pose: Pose, window: Window, rig: Rig) -> dict[Block, tuple[Tensor, Tensor, Tensor]]:
-    """Places of a view's keypoints, how far they are from the projections of the moving performer
-    (beyond what each always is: that is the reader's error), and 1 / variance."""
-    corner = pose.pixels.new_tensor([window.left, window.top])
-    seen = (pose.pixels - corner) * window.scale
-    away = seen - project(pose.points, rig).to(seen)
+def _shaken(
+    pose: Pose | None, window: Window, rig: Rig | None, settings: Settings, notes: list[str]
+) -> Tensor | None:  # [V, F, 2] pixels of the window, NaN where not known
+    """How far a view's keypoints lie together from the projections of the moving performer, beyond
+    what each always does (that is the reader's error); why they are not used is noted."""
+    if pose is None or not settings.pose or rig is None:
+        return None
+    if pose.pixels is None:
+        notes.append("'pose' holds no places in the pictures, so its keypoints are not used")
+        return None
     sure = pose.sure * pose.found
-    known = (sure > SURE) & away.isfinite().all(-1)
+    known = sure > SURE
+    if not known.any():
+        notes.append("all keypoints of 'pose' have zero confidence, so they are not used")
+        return None
+    corner = pose.pixels.new_tensor([window.left, window.top])
+    away = (pose.pixels - corner) * window.scale - project(pose.points, rig).to(pose.pixels)
+    known &= away.isfinite().all(-1) & (known.sum((1, 2)) >= FEWEST_KEYPOINTS)[:, None, None]
     away = torch.where(known[..., None], away, torch.nan)
-    away = away - away.nanmedian(1, keepdim=True).values
-    found = {}
-    for v in range(len(away)):
-        if int(known[v].sum()) < 8:
-            continue
-        noise = 1.48 * float(away[v][known[v]].abs().median())
-        for f in known[v].any(1).nonzero()[:, 0].tolist():
-            k = known[v, f]
-            weight = sure[v, f][k] * (KEYPOINT_SHARE / (noise**2 + 1))
-            found[v, f] = (seen[v, f][k], away[v, f][k], weight)
-    return found
+    away = torch.where(known[..., None], away - away.nanmedian(1, keepdim=True).values, 0.0)
+    weight = torch.where(known, sure, 0.0)[..., None]
+    return (away * weight).sum(2) / weight.sum(2)
 
 
 def silhouette(

@@ -242,18 +242,23 @@ STANDING = 0.4
 """Pixels by which outlines of steady pictures seem to move."""
 
 
-def drift_of(shifts: Tensor) -> Tensor:  # [F, 2] -> [F, 2]
+def drift_of(shifts: Tensor, usual: float = STANDING) -> Tensor:  # [F, 2] -> [F, 2]
     """What changes over time: what is always so is the geometry's error, and what is no larger than
-    usual is the outline's (James and Stein's shrinkage). 0 where the outline is not known."""
+    `usual` (pixels) is the reading's own (James and Stein's shrinkage). 0 where nothing is known."""
     known = shifts.isfinite().all(1)
     if int(known.sum()) < 3:
         return torch.zeros_like(shifts)
     away = shifts - shifts[known].median(0).values
     size = float(away[known].square().mean().sqrt())
-    return torch.where(known[:, None], away, 0.0) * max(0.0, 1 - (STANDING / max(size, 1e-6)) ** 2)
+    return torch.where(known[:, None], away, 0.0) * max(0.0, 1 - (usual / max(size, 1e-6)) ** 2)
 
 
 # --- how the performer speeds up ------------------------------------------------------------------
+
+
+FOLLOWED = 0.3
+"""Share of the performer that flow must follow both ways: what it says of the rest of a fast or blotched
+moment is as wrong as what was thrown away."""
 
 
 def _bends_of_view(
@@ -271,7 +276,7 @@ def _bends_of_view(
         forward, backward = read_at(there[f], p), read_at(back[f - 1], p)
         kept = (forward + read_at(back[f], p + forward)).norm(dim=1) < RETURNED
         kept &= (backward + read_at(there[f - 1], p + backward)).norm(dim=1) < RETURNED
-        if int(kept.sum()) < FEWEST:
+        if int(kept.sum()) < max(FEWEST, FOLLOWED * len(p)):
             continue
         # One a cell of five pixels: neighbours say the same.
         number = (p[:, 1] / 5).long() * masks.shape[-1] + (p[:, 0] / 5).long()
@@ -393,18 +398,18 @@ shakes: flow errs, and a field of so few nodes leaves some of fast limbs behind.
 
 
 def _beyond_usual(pairs: list[tuple[Bend, Tensor]]) -> list[Bend]:
-    """One view's excess, averaged over the picture (what flow says of single places is mostly its
-    own error) and lessened by what is usual (James and Stein's shrinkage)."""
+    """One view's excess, the middle one of the picture (what flow says of single places is mostly its
+    own error, and sometimes wild) and lessened by what is usual (James and Stein's shrinkage)."""
     if not pairs:
         return []
-    whole = torch.stack([(bend.excess - common).mean(0) for bend, common in pairs])
+    whole = torch.stack([(bend.excess - common).median(0).values for bend, common in pairs])
     drive = torch.cat([common for _, common in pairs])
     usual = USUAL + USUAL_SHARE * float(drive.square().mean().sqrt())
     size = float(whole.square().mean().sqrt())
     share = max(0.0, 1 - (usual / max(size, 1e-6)) ** 2)
     return [
-        replace(bend, excess=(share * mean).expand_as(bend.excess))
-        for (bend, _), mean in zip(pairs, whole, strict=True)
+        replace(bend, excess=(share * middle).expand_as(bend.excess))
+        for (bend, _), middle in zip(pairs, whole, strict=True)
     ]
 
 

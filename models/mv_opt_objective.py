@@ -12,7 +12,7 @@ change at low frequency only and texture is moved, never mixed, so nothing blurs
 
     surface    colours (averaged over cells) and texture of co-visible surface agree across views,
     temporal   colours (averaged over cells) stay along the flow; nothing speeds up in one view alone,
-    pose       keypoints move as the triangulated performer does, and stay near its projections,
+    pose       the whole performer stands where the moving geometry, or its keypoints, have it,
     fidelity   fields are small and smooth: each of these is a variance below.
 
 Blocks are taken in the paper's order: moment after moment; in each, `iterations` rounds over the
@@ -264,8 +264,6 @@ class Problem:
         curves: list[Bend],
         drift: Tensor,  # [V, F, 2] pixels: how far the whole performer has to be moved
         solid: Tensor,  # [V, F, h, w] bool: where the performer is
-        keypoints: dict[Block, tuple[Tensor, Tensor, Tensor]],
-        # block -> [P, 2] places, [P, 2] pixels they are away from their projections, [P] 1 / variance
         trust: Tensor,  # [V] mean 1: how much each view keeps to what it was
         casts: Tensor,  # [V] standard deviation of the factors by which its colours are off
         settings: Settings,
@@ -295,10 +293,6 @@ class Problem:
         }
         self.texture_counts = texture and settings.surface > 0
         self.drift = drift
-        self.keypoints = {
-            b: (basis(places, self.size, self.shift_grid), away, weight)
-            for b, (places, away, weight) in keypoints.items()
-        }
         every = torch.zeros_like(solid[0, 0])
         every[2::4, 2::4] = True
         self.body = {}
@@ -394,27 +388,17 @@ class Problem:
         """How far the whole performer is from where it should stand."""
         return shift.flatten(1) @ self.body[block] - self.drift[block]
 
-    def keypoint_residuals(self, block: Block, shift: Tensor) -> tuple[Basis, Tensor, Tensor]:
-        """Where keypoints read the shift, [P, 2] how far they still are from their projections, and
-        [P] 1 / variance."""
-        at, away, weight = self.keypoints[block]
-        return at, away - at.read(shift), weight
-
     def moves(self, block: Block) -> bool:
         """Whether anything but texture says where the block belongs."""
         v, f = block
         near = any((v, f + step) in self.curves for step in (-1, 0, 1))
-        return near or block in self.body or block in self.keypoints
+        return near or block in self.body
 
     def posed(self, block: Block, shift: Tensor) -> Tensor:
-        """The performer stands, and keypoints lie, where the driving motion has them."""
-        total = shift.new_zeros(())
-        if block in self.body:
-            total = total + huber(self.stands(block, shift) / OUTLINE)[0].sum()
-        if block in self.keypoints:
-            _, left, weight = self.keypoint_residuals(block, shift)
-            total = total + huber(left * weight[:, None].sqrt())[0].sum()
-        return self.settings.pose * total
+        """The performer stands where the driving motion has it."""
+        if block not in self.body:
+            return shift.new_zeros(())
+        return self.settings.pose * huber(self.stands(block, shift) / OUTLINE)[0].sum()
 
     def small(self, block: Block, fields: Fields) -> Tensor:
         """Fidelity."""

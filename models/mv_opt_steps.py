@@ -112,10 +112,6 @@ def shift_target(
         for axis, part in enumerate((slice(None, n), slice(n, None))):
             curvature[part, part] += weight[axis] * torch.outer(b, b)
             slope[part] += weight[axis] * away[axis] * b
-    if block in problem.keypoints:
-        at, left, weight = problem.keypoint_residuals(block, shift)
-        weight = settings.pose * weight[:, None] * huber(left * weight[:, None].sqrt())[1]
-        _add_axes(curvature, slope, at, -1.0, weight, left)
     if values is not None and problem.texture_counts:
         _add_texture(problem, block, values - others, curvature, slope)
     return shift - _solve(curvature, slope).view_as(shift)

@@ -118,14 +118,16 @@ def relief_depth(
     return torch.where(masks > 0.5, distance - smooth, 0.0)
 
 
-def opencv():
-    """OpenCV, or a sentence: it is needed only where a mask has to be guessed."""
+def opencv(
+    what: str = "There is no mask, and guessing one", instead: str = "connect a 'mask', or "
+):
+    """OpenCV, or a sentence: what needs it, and what could be done instead."""
     try:
         import cv2
     except ImportError:
         raise ValueError(
-            "There is no mask, and guessing one needs the package opencv-python, which is not "
-            "installed: connect a 'mask', or install opencv-python and restart ComfyUI."
+            f"{what} needs the package opencv-python, which is not installed: {instead}install "
+            "opencv-python and restart ComfyUI."
         ) from None
     return cv2
 

@@ -75,13 +75,9 @@ def whole_problem(settings: Settings = USUAL, seed: int = 0, **changes) -> Probl
         Bend(v, f, tuple(places), draw(30, 2, seed=seed + 10 * v + f))
         for v in range(V) for f in range(1, count - 1)
     ]  # fmt: skip
-    keypoints = {
-        (v, f): (places[0], draw(30, 2, seed=seed + v + f), places[1, :, 0] / SIDE)
-        for v in (0, 2) for f in range(count)
-    }  # fmt: skip
     given = dict(
         pictures=pictures, links=links, curves=curves, drift=draw(V, count, 2, seed=seed + 20),
-        solid=torch.ones(V, count, SIDE, SIDE, dtype=torch.bool), keypoints=keypoints,
+        solid=torch.ones(V, count, SIDE, SIDE, dtype=torch.bool),
         trust=torch.tensor([1.4, 1.0, 0.6]), casts=torch.tensor([0.03, 0.1, 0.02]),
         settings=settings,
     )  # fmt: skip
@@ -145,7 +141,7 @@ def test_each_strength_scales_its_term():
 
 
 def test_all_terms_but_links_are_0_for_pictures_that_stay_where_nothing_pulls():
-    still = whole_problem(links=[], curves=[], keypoints={}, drift=torch.zeros(3, 4, 2))
+    still = whole_problem(links=[], curves=[], drift=torch.zeros(3, 4, 2))
     assert set(still.total().values()) == {0.0}
 
 
@@ -249,7 +245,7 @@ def pair_that_shakes(shake: Tensor) -> Problem:
     depth = torch.full((2, count, SIDE, SIDE), 2.0)
     return Problem(
         pictures, across_views(depth, side_by_side(1).select([0, 0])), [],
-        torch.zeros(2, count, 2), depth > 0, {}, torch.ones(2), torch.zeros(2), Settings(),
+        torch.zeros(2, count, 2), depth > 0, torch.ones(2), torch.zeros(2), Settings(),
     )  # fmt: skip
 
 
@@ -741,21 +737,27 @@ def test_a_pose_that_knows_nothing_is_not_used_and_says_so(short):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_keypoints_lie_where_the_window_has_them_and_are_away_by_what_shakes(short, scale):
+def test_keypoints_tell_what_shakes_in_the_window_less_what_is_always_so(short, scale):
     window = Window(5, 11, 40, 60, scale)
     shake = torch.zeros(3, 3, 2)
     shake[1] = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-2.0, 1.0]])
     always = torch.tensor([0.0, 4.0])  # the reader's error
     pose = pose_of(short, shake + always)
-    found = mv_opt._keypoints(pose, window, window.rig(short.rig))
-    assert set(found) == {(v, f) for v in range(3) for f in range(3)}
-    for (v, f), (places, away, weight) in found.items():
-        inside = (pose.pixels[v, f] - torch.tensor([5, 11])) * scale
-        torch.testing.assert_close(places, inside, atol=1e-4, rtol=0)
-        # Less the view's median over time.
-        expected = (shake[v, f] - shake[v].median(0).values) * scale
-        torch.testing.assert_close(away, expected.expand_as(away), atol=1e-3, rtol=0)
-        assert (weight > 0).all()
+    found = mv_opt._shaken(pose, window, window.rig(short.rig), QUICK, [])
+    expected = (shake - shake.median(1, keepdim=True).values) * scale
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_what_keypoints_of_all_views_shake_by_is_the_readers_error(short):
+    shake = 2.0 * draw(3, 3, 2, seed=4)
+    room = torch.rand(short.frames.shape, generator=torch.Generator().manual_seed(1))
+    rig, solid = short.rig, short.masks
+    nothing = mv_opt._drift(room, solid, shake, rig, QUICK)
+    alone = shake * torch.tensor([0.05, 1.0, 0.05])[:, None, None]
+    assert nothing.norm(dim=2).mean() < 0.5 * shake.norm(dim=2).mean()
+    moved = mv_opt._drift(room, solid, alone, rig, QUICK)
+    assert moved[1].norm(dim=1).mean() > 0.5 * shake[1].norm(dim=1).mean()
+    assert not moved[[0, 2]].any()
 
 
 def test_keypoints_find_shaking_before_a_room(scene):
