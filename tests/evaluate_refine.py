@@ -758,7 +758,7 @@ class Plan:
     faults: tuple[str, ...]
     small: tuple[int, int] = (128, 160)
     small_amount: evaluate.Amount = evaluate.Amount(1, 6, 5)
-    small_faults: tuple[str, ...] = (ALL,)
+    small_faults: tuple[str, ...] = (*MIXED, ALL)
     """Of the clip of the tables with many rows."""
     all: bool = True
     """The tables with many rows, Turnaround-Tiny, the real clip and the human net, too."""
@@ -962,8 +962,8 @@ pictures (*nothing*) have no error to be lowered: there the PSNR says how much o
   patch, whatever its colours. Off is the RMS distance from the truth, jitter the RMS of its second
   difference over time, lag how many frames a result trails behind the true motion. The refiner's own
   pose is not asked. What the search errs by, where the shift is known, RMS pixels: {measure}.
-- *detail*: gradient energy inside the performer, in percent of the truth's. Blur lowers it; noise
-  and bends raise it.
+- *detail*: gradient energy inside the performer, in percent of the truth's. Blur lowers it; noise,
+  bends and colours that are too bright raise it, so that mending them lowers it again.
 
 ## Beside simple ways
 
@@ -994,8 +994,8 @@ views' masks alone.
 
 ## Term by term
 
-The same clip, dB gained. *colours*: colour, flicker, flash and blotches
-together; *places*: jitter, wobble and limb together. A term is left out by a strength of 0.
+The same clip, dB gained. *colours*: colour, flicker, flash and blotches together; *places*: jitter,
+wobble and limb together. A term is left out by a strength of 0.
 
 {terms}
 
