@@ -130,7 +130,11 @@ def _usual(clip: _Clip, tick) -> float:
             away = _patches((clip.frames[n] - pair[0]).square().mean(0))
             found.append(away[pair[1] > 0.9])
     flat = torch.cat(found) if found else torch.zeros(0)
-    return max(LEAST, QUIET_FACTOR * float(flat.sort().values[len(flat) // QUIET])) if len(flat) else LEAST
+    return (
+        max(LEAST, QUIET_FACTOR * float(flat.sort().values[len(flat) // QUIET]))
+        if len(flat)
+        else LEAST
+    )
 
 
 def _patches(values: Tensor) -> Tensor:  # [H, W]

@@ -12,14 +12,14 @@ casts of single frames apart from what is smooth, and adds the detail that lasts
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
-from .flow import Flow, optical_flow
+from .flow import Flow
 from .implicit_detail import add_detail
 from .implicit_pieces import Material, build_pieces, prepare, renew_pictures, steadied
 from .implicit_video import FieldSize, ImplicitVideo, Piece, annealed, read, read_smooth
@@ -140,6 +140,7 @@ class ImplicitFit:
         self.video = self._video(frames, reference)
         self.pieces = [(v, p) for v, view in enumerate(self.video.pieces) for p in view]
         self.began = [t.detach().clone() for t in self._numbers()]
+        self.notes = _notes(self.shots, self.material, settings)
         self.shared: list[Shared] = []
         if depth is not None and rig is not None and settings.across:
             self.shared = shared_places(depth, rig, tick)
@@ -338,6 +339,25 @@ class ImplicitFit:
     def residual(self, frames: Tensor) -> Tensor:  # [V, F, 3, H, W]
         """What was taken out: the clip minus `frames`, around middle grey."""
         return (0.5 + self.material.frames.cpu() - frames).clamp(0, 1)
+
+
+def _notes(shots: list[range], material: Material, settings: Settings) -> list[str]:
+    """What a creator should know about the clip."""
+    notes = []
+    if len(shots) > 1:
+        starts = ", ".join(str(s.start) for s in shots[1:])
+        notes.append(f"{len(shots)} shots, cut at frame {starts}: each is fitted by itself")
+    if not settings.known or material.frames.shape[1] < 2:
+        return notes
+    stands = material.still.mean((1, 2, 3)).tolist()
+    moving = [v for v, share in enumerate(stands) if share == 0]
+    if moving:
+        which = "" if len(stands) == 1 else f" in views {moving}"
+        notes.append(
+            f"little stands still{which} (a moving camera?): flow alone tells casts and shaking, "
+            "which is less exact"
+        )
+    return notes
 
 
 def _common_shots(frames: Tensor, tick) -> list[range]:

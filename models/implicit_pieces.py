@@ -79,7 +79,12 @@ def prepare(
     bends = tuple(max(2, round(BENDS * n / max(H, W))) for n in (H, W))
     gain = frames.new_ones(V, count, 3, CELLS, CELLS)
     material = Material(
-        frames, layers, flow, gain, torch.zeros_like(gain), frames.new_zeros(V, count, 2, *bends),
+        frames,
+        layers,
+        flow,
+        gain,
+        torch.zeros_like(gain),
+        frames.new_zeros(V, count, 2, *bends),
         frames.new_zeros(V, count, H, W),
     )
     if not settings.known:
@@ -237,7 +242,9 @@ def _flows(material: Material, v: int, shot: range) -> list[tuple[Tensor, Tensor
                 torch.stack([fill(f, m) for f, m in zip(back, inside[1:], strict=True)]),
             )
         pair = unjittered(*pair, jitter)
-        stands = F.interpolate(material.still[v, shot.start : shot.stop][None], size, mode="area")[0]
+        stands = F.interpolate(material.still[v, shot.start : shot.stop][None], size, mode="area")[
+            0
+        ]
         moves = 1 - stands[:, None]
         found.append((pair[0] * moves[:-1], pair[1] * moves[1:]))
     return found

@@ -371,7 +371,9 @@ def located(
     place = goal if start is None else start
     for _ in range(rounds):
         pair = (place.movedim(0, -1) * scale - 1)[None]
-        place = goal - F.grid_sample(motion[None], pair, "bilinear", "border", align_corners=False)[0]
+        place = (
+            goal - F.grid_sample(motion[None], pair, "bilinear", "border", align_corners=False)[0]
+        )
     return place
 
 

@@ -57,12 +57,16 @@ def find_still(pictures: Tensor, cells: int, tick) -> Still:  # [F, 3, h, w]
     jitter = pictures.new_zeros(count, 2, h, w)
     share = pictures.new_ones(count, h, w)
     plate = pictures.median(0).values
-    for n in range(ROUNDS):
-        straight = torch.stack([warped_sharp(p, inverse(j)) for p, j in zip(pictures, jitter, strict=True)])
+    for _ in range(ROUNDS):
+        straight = torch.stack(
+            [warped_sharp(p, inverse(j)) for p, j in zip(pictures, jitter, strict=True)]
+        )
         found = []
         for picture, sure in zip(straight, share, strict=True):
             tick()
-            found.append(cast_between(picture.flatten(1), plate.flatten(1), sure.flatten(), weights))
+            found.append(
+                cast_between(picture.flatten(1), plate.flatten(1), sure.flatten(), weights)
+            )
         gain, offset = (torch.stack(part) for part in zip(*found, strict=True))
         steady = torch.stack(
             [correct(p, g, o, weights) for p, g, o in zip(straight, gain, offset, strict=True)]
