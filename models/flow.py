@@ -266,6 +266,68 @@ def blurred(pictures: Tensor, sigma: float) -> Tensor:  # [F, 1, h, w]
     return F.conv2d(F.conv2d(padded, kernel), kernel.mT)
 
 
+# --- what stands still ----------------------------------------------------------------------------
+
+AROUND = 2
+"""Frames before and after one whose differences are looked at together."""
+REACH = 0.025
+"""The same in the picture, as a share of its shorter side."""
+DOUBT, NOISE = 0.1, 0.5
+"""By how much of what is left along the flow, there and usually, standing still may be worse."""
+CUT = 4.0
+"""Frames this many times worse linked than usual are not asked: a cut lies between."""
+
+
+def standing(
+    grey: Tensor,  # [F, H, W] evened
+    there: Tensor,  # [F - 1, 2, H, W]
+    back: Tensor,
+    tick: Callable[[int], None] | None = None,
+) -> Tensor:  # [F, H, W] bool
+    """Where pictures tell of no motion: they differ no more without the flow than along it.
+
+    Over two frames, because flow between neighbours fits their noise, and matched noise makes still
+    parts crawl; the flow of two steps was never fitted to the pair that it joins. With noise in all
+    frames (what is usually left along the flow) more is taken as still: there is nothing to see."""
+    count = len(grey)
+    found = torch.zeros_like(grey, dtype=torch.bool)
+    if count < 3:
+        return found
+    reach = min(max(5, round(REACH * min(grey.shape[1:]))), 9)
+    starts, stills, alongs = [], [], []
+    for f in range(count - 2):
+        if tick:
+            tick(f)
+        for start, end, one, two in (
+            (f, f + 2, there[f], there[f + 1]),
+            (f + 2, f, back[f + 1], back[f]),
+        ):
+            way = one[None] + warped(two[None], one[None])
+            arrived = warped(grey[end, None, None], way)[0, 0]
+            starts.append(start)
+            stills.append(_around((grey[start] - grey[end]).square(), reach))
+            alongs.append(_around((grey[start] - arrived).square(), reach))
+    levels = torch.stack([along.mean() for along in alongs])
+    asked = (levels <= CUT * levels.median()).tolist()
+    still, along = torch.zeros_like(grey), torch.zeros_like(grey)
+    for start, use, a, b in zip(starts, asked, stills, alongs, strict=True):
+        if use:
+            near = slice(max(0, start - AROUND), start + AROUND + 1)
+            still[near] += a
+            along[near] += b
+    usual = float(along.flatten()[:: max(1, along.numel() >> 20)].median())
+    return (along > 0) & (still < (1 + DOUBT) * along + NOISE * usual)
+
+
+def _around(values: Tensor, reach: int) -> Tensor:  # [H, W]
+    """The mean of a square; its sides one after the other, which is quicker."""
+    size = 2 * reach + 1
+    wide = F.avg_pool2d(values[None, None], (1, size), 1, (0, reach), count_include_pad=False)
+    return F.avg_pool2d(wide, (size, 1), 1, (reach, 0), count_include_pad=False)[0, 0]
+
+
+# --- optical flow ---------------------------------------------------------------------------------
+
 SMALLEST = 16
 """Pixels a side: DIS compares patches of 8."""
 
@@ -285,29 +347,33 @@ def optical_flow(
     pictures: Tensor,  # [V, F, 3, H, W] 0..1
     on_step: Step | None = None,
 ) -> Flow:
-    """The motion that the pictures show, whatever their exposure and colours do meanwhile.
+    """The motion that the pictures show, whatever exposure, colours and grain do meanwhile.
 
-    The same in whatever parts it is computed; every view on its own. Raises ValueError with one
-    frame, tiny pictures, or without OpenCV."""
+    Every view on its own. Raises ValueError with one frame, tiny pictures, or without OpenCV."""
     V, count, _, H, W = pictures.shape
     check_clip(count, W, H)
     cv2 = opencv("Optical flow", "take the flow of a body or of other nodes, or ")
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0 if H * W <= FINE else 1)
-    total = 2 * V * (count - 1)
+    pairs = count - 1
+    total = 3 * V * pairs
     parts = []
     for v in range(V):
 
-        def tick(done: int, shown: int, view: int = v) -> None:
+        def tick(f: int, stage: int, view: int = v) -> None:
             if on_step:
-                on_step(2 * view * (count - 1) + done, total, pictures[view, shown])
+                on_step((3 * view + stage) * pairs + f, total, pictures[view, f])
 
-        ways = []
-        for f in range(count - 1):
-            tick(f, f)
-            ways.append(_dis(evened(pictures[v, f : f + 2]), dis))
+        ways, greys = [], [evened(pictures[v, :1])]
+        for f in range(pairs):
+            tick(f, 0)
+            greys.append(evened(pictures[v, f + 1 : f + 2]))
+            ways.append(_dis(torch.cat(greys[-2:]), dis))
         there, back = (torch.cat(way).to(pictures.device) for way in zip(*ways, strict=True))
-        sure = how_sure(pictures[v], there, back, lambda f, t=tick: t(count - 1 + f, f))
+        still = standing(torch.cat(greys), there, back, lambda f, t=tick: t(f, 1))
+        there = torch.where(still[:-1, None], 0.0, there)
+        back = torch.where(still[1:, None], 0.0, back)
+        sure = how_sure(pictures[v], there, back, lambda f, t=tick: t(f, 2))
         parts.append((there, back, *sure))
     if on_step:
         on_step(total, total)
