@@ -1,0 +1,282 @@
+"""Deflicker: takes flicker out of any clip, without diffusion and without fitting a network.
+
+Stage: any clip -> the same clip, steady. Every frame is taken as
+    frame(p) = gain · true(p + bend) + offset + noise,
+where gain and offset (deflicker_colour.py) and bend (deflicker_places.py) are smooth over the
+picture, and all four are new in every frame. What is smooth in time is the clip's own and stays.
+Everything is measured on small pictures, shot by shot, and applied at full size frame by frame, so
+memory grows with the clip only by its small pictures. Where no other frame confirms what one shows,
+the frame stays as it is, but for its colours.
+
+Frames: pixels of the working pictures, x right, y down, centres at +0.5; colours 0..1 as displayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import deflicker_places as places
+from .deflicker_colour import Pair, Tints, grid_of, readable, tints
+from .deflicker_texture import averaged, enlarged, noise_of, read, read_sharply, smoothed
+from .flow import SMALLEST, optical_flow
+from .mv_opt_links import gaussian, read_at
+from .shots import shots
+
+Step = Callable[..., None]
+WORK = 256 * 256
+"""Pixels of the pictures on which everything is measured."""
+FIRST = 2
+"""Frames to either side that are averaged before places are measured: noise misleads flow."""
+DISTANCES = (1, 2, 4)
+"""Frames from one to the other of a pair whose colours are compared."""
+ROUNDS = 2
+"""Times that places are measured: flow evens out a part of what it measures."""
+SHARE = 3
+"""Of so many followed points, one is compared in colour."""
+
+
+@dataclass(frozen=True)
+class DeflickerSettings:
+    """How much of each kind of flicker is taken out, 0..1, and how far frames look around."""
+
+    colour: float = 1.0
+    places: float = 1.0
+    texture: float = 1.0
+    reach: int = 6
+    """Frames to either side whose texture is averaged."""
+
+
+@dataclass(frozen=True)
+class Deflickered:
+    """A steady clip and what was wrong with it."""
+
+    frames: Tensor
+    """[F, 3, H, W] 0..1"""
+    gains: Tensor
+    """[F, 3] what every frame's colours were multiplied with, on average over the picture."""
+    colour: float
+    """Root mean square by which colours were off, of 1; of the worst shot, as the two below."""
+    wobble: float
+    """The same for places, pixels of the given frames."""
+    noise: float
+    """The same for texture, of 1; what remains of it after smoothing by a pixel or two."""
+    shots: list[range]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Remedy:
+    """What was found out about a shot of n frames."""
+
+    tints: Tints
+    shifts: Tensor | None
+    """[n, 2, h, w] working pixels: where to read; None = nothing is bent."""
+    looks: Tensor
+    """[n, 3, h, w] smoothed working pictures, all corrected."""
+    flows: tuple[Tensor, Tensor]
+    """Of the corrected pictures, there and back [n - 1, 2, h, w]."""
+    noise: float
+    wobble: float
+
+
+def deflicker(
+    frames: Tensor,  # [F, 3, H, W] 0..1
+    settings: DeflickerSettings | None = None,
+    on_step: Step | None = None,  # (done, total, preview), preview: before | after
+) -> Deflickered:
+    """The clip without flicker, every shot by itself; the same result for any part of memory.
+
+    Raises ValueError for tiny pictures, or without OpenCV. NaN counts as grey."""
+    settings = settings or DeflickerSettings()
+    H, W = frames.shape[-2:]
+    _check(frames)
+    step = on_step or (lambda *_: None)
+    small = _working(frames)
+    parts = shots(small, lambda: step(0, 1))
+    total = sum(_work_of(len(part)) for part in parts)
+    result = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
+    gains = torch.ones(len(frames), 3, device=frames.device)
+    done, found, alone = 0, [], 0
+    for part in parts:
+        chosen = slice(part.start, part.stop)
+        if len(part) < 2:
+            result[chosen] = frames[chosen].nan_to_num(0.5).clamp(0, 1)
+            alone += 1
+            continue
+        tick = _Ticker(step, done, total)
+        remedy = _remedy(small[chosen], settings, tick)
+        gains[chosen] = remedy.tints.mean_gain()
+        for f, frame in enumerate(_steady(frames[chosen], remedy, settings, tick)):
+            result[part.start + f] = frame
+        found.append(remedy)
+        done += _work_of(len(part))
+    step(total, total)
+    worst = {
+        "colour": max((r.tints.size for r in found), default=0.0),
+        "wobble": max((r.wobble for r in found), default=0.0) * W / small.shape[-1],
+        "noise": max((r.noise for r in found), default=0.0) ** 0.5,
+    }
+    return Deflickered(result, gains, **worst, shots=parts, notes=_notes(parts, alone))
+
+
+def _check(frames: Tensor) -> None:
+    H, W = frames.shape[-2:]
+    if min(H, W) < SMALLEST:
+        raise ValueError(
+            f"The frames are {W}x{H}, but motion is followed in pictures of at least {SMALLEST} "
+            "pixels a side: enlarge them first."
+        )
+
+
+def _working(frames: Tensor) -> Tensor:
+    """Small pictures, a few at a time, since clips may be huge."""
+    H, W = frames.shape[-2:]
+    scale = min(1.0, (WORK / (H * W)) ** 0.5)
+    size = tuple(max(SMALLEST, round(n * scale)) for n in (H, W))
+    parts = (p.float().nan_to_num(0.5).clamp(0, 1) for p in frames.split(8))
+    return torch.cat([F.interpolate(p, size=size, mode="area") for p in parts])
+
+
+MEASURES, AVERAGES = 7, 6
+"""How long a frame's measuring and its averaging take, in the same unit."""
+
+
+def _work_of(count: int) -> int:
+    return count * (MEASURES + AVERAGES) if count > 1 else 0
+
+
+class _Ticker:
+    """Tells how far a shot is; may raise, to stop."""
+
+    def __init__(self, step: Step, done: int, total: int):
+        self.step, self.done, self.total = step, done, total
+
+    def __call__(self, units: int = 1, preview: Tensor | None = None) -> None:
+        self.done += units
+        self.step(min(self.done, self.total), self.total, preview)
+
+
+def _flows(small: Tensor, tick: _Ticker) -> tuple[Tensor, Tensor]:
+    flow = optical_flow(small[None], lambda *_: tick(0))
+    tick(len(small))
+    return flow.there[0], flow.back[0]
+
+
+def _remedy(small: Tensor, settings: DeflickerSettings, tick: _Ticker) -> _Remedy:
+    """All that is to be done to the frames of one shot [n, 3, h, w]."""
+    flows = _flows(small, tick)
+    tint = tints(list(_pairs(small, flows, tick)), len(small), grid_of(small), settings.colour)
+    small = tint.apply(small, slice(None))
+    bent, shifts = 0.0, None
+    if settings.places > 0 or settings.texture > 0:
+        looks = smoothed(small)
+        noise = noise_of(looks, flows[0])
+        calm = torch.stack(
+            [
+                averaged(f, lambda g: small[g], looks, flows, noise, FIRST)
+                for f in _told(small, tick)
+            ]
+        )
+        flows = _flows(calm, tick)
+    if settings.places > 0:
+        shifts, bent = _shifts(calm, flows, settings.places, tick)
+    if shifts is not None:
+        small, calm = (
+            torch.stack([read_sharply(p, s) for p, s in zip(pictures, shifts, strict=True)])
+            for pictures in (small, calm)
+        )
+        flows = _flows(calm, tick)
+    looks = smoothed(small)
+    return _Remedy(tint, shifts, looks, flows, noise_of(looks, flows[0]), bent)
+
+
+def _told(small: Tensor, tick: _Ticker) -> Iterator[int]:
+    for f in range(len(small)):
+        yield f
+        tick()
+
+
+def _pairs(small: Tensor, flows: tuple[Tensor, Tensor], tick: _Ticker) -> Iterator[Pair]:
+    """Places of every frame, and their colours some frames later."""
+    size = small.new_tensor([small.shape[-1], small.shape[-2]])
+    soft = gaussian(small.flatten(0, 1), 2.0).view_as(small)
+    for f in _told(small, tick):
+        tracks = places.follow(*flows, f, max(DISTANCES))
+        order = tracks.offsets.tolist()
+        start = tracks.places[order.index(0)]
+        some = (torch.arange(len(start), device=start.device) + f) % SHARE == 0
+        here = read_at(soft[f], start)
+        for k in DISTANCES:
+            if k not in order:
+                continue
+            end = tracks.places[order.index(k)]
+            there = read_at(soft[f + k], end)
+            kept = some & (tracks.seen[order.index(k)] > 0) & readable(here) & readable(there)
+            if int(kept.sum()) >= places.FEWEST:
+                yield Pair(
+                    f, f + k, start[kept] / size, end[kept] / size, here[kept], there[kept]
+                )  # fmt: skip
+
+
+def _shifts(
+    calm: Tensor, flows: tuple[Tensor, Tensor], strength: float, tick: _Ticker
+) -> tuple[Tensor | None, float]:
+    """Where to read every frame so that it is straight [n, 2, h, w], and how far it was bent; None
+    where flow could not tell wobble from its own error."""
+    start, shifts, bent = calm, torch.zeros_like(calm[:, :2]), 0.0
+    for n in range(ROUNDS):
+        contrast = places.contrast_of(calm)
+        wobble, usual = places.wobble_of(flows, contrast)
+        share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 2)
+        if share == 0:
+            return (shifts, bent) if n else (None, wobble)
+        bent = max(bent, wobble)
+        for f in _told(calm, tick):
+            field = places.beside(flows, f, contrast[f], wobble)
+            new = share * places.undone(field[None])[0]
+            shifts[f] = new + read(shifts[f], new)
+        if n + 1 < ROUNDS:
+            calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
+            flows = _flows(calm, tick)
+    return shifts, bent
+
+
+def _steady(
+    frames: Tensor, remedy: _Remedy, settings: DeflickerSettings, tick: _Ticker
+) -> Iterator[Tensor]:
+    """The frames of one shot, one after the other, at full size."""
+    ready: dict[int, Tensor] = {}
+
+    def straight(f: int) -> Tensor:
+        if f not in ready:
+            frame = frames[f : f + 1].float().nan_to_num(0.5).clamp(0, 1)
+            ready[f] = remedy.tints.apply(frame, slice(f, f + 1))[0]
+            if remedy.shifts is not None:
+                shift = enlarged(remedy.shifts[f], *frame.shape[-2:])
+                ready[f] = read_sharply(ready[f], shift)
+        return ready[f]
+
+    for f in range(len(frames)):
+        frame = straight(f)
+        if settings.texture > 0:
+            calm = averaged(f, straight, remedy.looks, remedy.flows, remedy.noise, settings.reach)
+            frame = frame.lerp(calm, settings.texture)
+        ready.pop(f - settings.reach, None)
+        frame = frame.clamp(0, 1)
+        tick(AVERAGES, torch.cat([frames[f].nan_to_num(0.5).float(), frame], -1))
+        yield frame
+
+
+def _notes(parts: list[range], alone: int) -> tuple[str, ...]:
+    notes = []
+    if len(parts) > 1:
+        starts = ", ".join(str(part.start) for part in parts[1:])
+        notes.append(f"{len(parts)} shots (cuts at frame {starts}), each by itself")
+    if alone:
+        notes.append(f"{alone} shot(s) of a single frame left as they are")
+    return tuple(notes)
