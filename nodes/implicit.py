@@ -62,7 +62,7 @@ class ImplicitVideoFit(io.ComfyNode):
                              tooltip="Longest side, in pixels, at which is fitted. Larger clips "
                              "are fitted smaller, and what changes is carried to their own size."),
                 io.Int.Input("seed", default=0, min=0, max=2**53,
-                             control_after_generate=io.ControlAfterGenerate.fixed,
+                             control_after_generate=True,
                              tooltip="The same seed gives the same result on the same device."),
                 FLOW.Input("flow", optional=True, tooltip="The motion of this clip, from Optical "
                            "Flow or Body Flow. Without it, optical flow is found here."),
