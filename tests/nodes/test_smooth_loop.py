@@ -1,5 +1,6 @@
 """Latent Guidance and Smooth Loop in the real ComfyUI: against its own samplers, and bad input."""
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
@@ -11,6 +12,7 @@ import torch
 from comfy.taesd.taesd import TAESD
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustom
 from torch import Tensor
+from turnaround.models.cameras import orbit_angles, orbit_rig
 from turnaround.models.views import Views
 from turnaround.nodes import embedded, latent_guidance, smooth_loop
 
@@ -253,3 +255,148 @@ def test_frames_must_come_once_and_be_colours(models, vaes):
         guide(flow, vae, views=Views(torch.ones(1, 5, 1, H, W)))
     with pytest.raises(ValueError, match="NaN"):
         guide(flow, vae, views=Views(torch.full((1, 5, 3, H, W), torch.nan)))
+
+
+# --- Smooth Loop ----------------------------------------------------------------------------------
+
+
+def loop(model, vae, kind="flow", **more):
+    settings = dict(
+        rounds=2, first_strength=0.6, last_strength=0.3, steps=4, cfg=1.0, sampler_name="euler",
+        scheduler="simple", seed=3, preset="fast", fit_steps=4,
+    )  # fmt: skip
+    frames = {} if {"views", "images", "latent"} & set(more) else {"views": smooth_views()}
+    return smooth_loop.SmoothLoop.execute(
+        model, conditioning(kind), conditioning(kind), vae, **{**settings, **frames, **more}
+    ).args
+
+
+@pytest.fixture
+def fit_that_copies(monkeypatch):
+    """A smoother that changes nothing, in the real one's place: what is left is the refinement."""
+    made = []
+
+    class Copy:
+        def __init__(self, frames, settings, *rest, **named):
+            self.frames, self.settings, self.named = frames, settings, named
+            self.targets, self.count = [frames], 0
+            made.append(self)
+
+        def steps(self, count, on_step=None):
+            self.count += count
+            on_step(count, count)
+
+        def render(self):
+            return self.targets[-1]
+
+        def retarget(self, frames):
+            assert not frames.is_inference(), "it can be learnt from"
+            self.targets.append(frames)
+
+    monkeypatch.setattr(smooth_loop, "ImplicitFit", Copy)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_round_is_encode_ksampler_decode(models, vaes, fit_that_copies, kind):
+    """Bit by bit what a creator would build of ComfyUI's own nodes."""
+    model, vae, words = models[kind], vaes[kind], conditioning(kind)
+    views, images, smoothed, latent, _ = loop(
+        model, vae, kind, rounds=1, last_strength=0.5, views=smooth_views()
+    )
+    clean = guide(model, vae, 0.5)[4]
+    expected = core.KSampler().sample(
+        model, 3, 2, 1.0, "euler", "simple", words, words, clean, 0.5
+    )[0]["samples"]
+    assert torch.equal(latent["samples"], expected)
+    assert views.frames.shape == smooth_views().frames.shape
+    assert torch.equal(images, views.frames.flatten(0, 1).movedim(1, -1))
+    assert torch.equal(smoothed.frames, smooth_views().frames)
+
+
+def test_rounds_fit_what_was_refined(models, vaes, fit_that_copies):
+    """The second round smooths the first one's result, with the next seed and less noise."""
+    model, vae = models["flow"], vaes["flow"]
+    first = loop(model, vae, rounds=1, last_strength=0.6)[0]
+    both = loop(model, vae)
+    (one, two) = fit_that_copies
+    assert torch.equal(two.targets[1], first.frames)
+    assert torch.equal(both[2].frames, first.frames)
+    second = loop(model, vae, rounds=1, last_strength=0.3, seed=4, views=first)[0]
+    assert torch.equal(both[0].frames, second.frames)
+    assert (one.count, two.count, two.settings.steps) == (4, 8, 8)
+    assert "2 x 4 steps of the fit, refined with noise 0.60, 0.30" in both[-1]
+
+
+def test_paper_preset_has_the_papers_steps(models, vaes, fit_that_copies):
+    loop(models["flow"], vaes["flow"], rounds=2, preset="paper", fit_steps=0)
+    (fit,) = fit_that_copies
+    assert (fit.count, fit.settings.steps) == (10_000, 10_000)
+
+
+def test_masks_and_depth_reach_the_fit(models, vaes, fit_that_copies):
+    views = smooth_views()
+    rig = orbit_rig(*orbit_angles(VIEWS, 0.0, 1.0, 0.0), 3.0, 0.6, W, H)
+    views = Views(views.frames, torch.rand(VIEWS, FRAMES, H, W).round(), rig)
+    depth = Views(torch.ones(VIEWS, FRAMES, 1, H, W), None, rig)
+    result = loop(models["flow"], vaes["flow"], rounds=1, views=views, depth=depth)[0]
+    assert result.rig is not None and torch.equal(result.masks, views.masks)
+    with pytest.raises(ValueError, match="'depth' has 2 views x 4 frames"):
+        shorter = Views(depth.frames[:, :4], None, rig)
+        loop(models["flow"], vaes["flow"], views=views, depth=shorter)
+    with pytest.raises(ValueError, match="'depth' needs depth in metres with its rig"):
+        loop(models["flow"], vaes["flow"], views=views, depth=views)
+
+
+def test_loop_begins_at_a_latent_too(models, vaes, fit_that_copies):
+    vae = vaes["flow"]
+    clean = guide(models["flow"], vae)[4]
+    mask = torch.zeros(VIEWS, 1, 2, H // 8, W // 8)  # nothing may change
+    result = loop(models["flow"], vae, rounds=1, latent={**clean, "noise_mask": mask})
+    (fit,) = fit_that_copies
+    decoded = torch.cat([vae.decode(z[None]) for z in clean["samples"]]).movedim(-1, 2)
+    assert torch.equal(fit.targets[0], decoded)
+    assert result[3]["noise_mask"] is mask
+
+
+def test_loop_runs_with_the_real_fit(models, vaes):
+    """Same seed, same result; the model has no patches of ours afterwards."""
+    model, vae = models["flow"], vaes["flow"]
+    before = sorted(model.model_options), dict(model.patches)
+    first, again = (loop(model, vae, rounds=1, fit_steps=2)[0].frames for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.isfinite().all() and float(first.min()) >= 0 and float(first.max()) <= 1
+    assert (sorted(model.model_options), dict(model.patches)) == before
+    assert torch.is_inference_mode_enabled()
+
+
+def test_conditions_of_other_views_are_refused_before_the_fit(models, vaes, fit_that_copies):
+    with pytest.raises(ValueError, match="view"):
+        loop(models["flow"], vaes["flow"], views=smooth_views(3))
+    assert not fit_that_copies
+
+
+def test_loop_needs_one_clip(models, vaes):
+    flow, vae = models["flow"], vaes["flow"]
+    with pytest.raises(ValueError, match="either 'views' or 'images', none"):
+        loop(flow, vae, views=None)
+    with pytest.raises(ValueError, match="connect one of 'views', 'images' and 'latent'"):
+        loop(flow, vae, views=smooth_views(), latent={"samples": torch.zeros(2, 16, 2, 4, 6)})
+    with pytest.raises(ValueError, match="single frame"):
+        loop(flow, vae, views=smooth_views(frames=3))
+
+
+def test_cancel_leaves_at_once(models, vaes, fit_that_copies, monkeypatch):
+    """In the middle of the first sampling."""
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) > 4:
+            raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", stop)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        loop(models["flow"], vaes["flow"])
+    assert len(calls) == 5
+    assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
