@@ -13,13 +13,10 @@ is installed.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +29,11 @@ PRIMES = (1, 2654435761, 805459861)
 """Factors of the coordinates in the spatial hash, Eq. 4."""
 SPREAD = 1e-4
 """Features begin uniformly within ± this, as in the paper's Sec. 4."""
-COMPILING = 1 << 17
+COMPILING = 100_000
 """Corners looked up in one call from which numba's compiling, some 4 seconds once a process, pays
 off: where so many are asked for at once, hundreds of such calls follow."""
+AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 12, 1 << 18
+"""Points that torch looks up at a time on a CPU, for its cache, and elsewhere, for its memory."""
 STEPS = 1 << 36
 """Into so many the largest number is divided where a sum is taken in integers."""
 
@@ -127,89 +126,110 @@ class _Encode(torch.autograd.Function):
 # In plain torch
 
 
-class Corners(NamedTuple):
-    """One corner of the cells that points lie in, on some levels."""
-
-    entries: Tensor
-    """[l * N] rows of the levels' tables, one below the other."""
-    sides: list[Tensor]
-    """An [l, N] per axis, 0..1: how near the point is; the corner's weight is their product."""
-    upper: tuple[int, ...]
-    """Per axis, whether the corner is the far one."""
-
-
-def _parts(lattices: Lattices) -> list[slice]:
-    """Levels that are looked up together: one on a CPU, whose cache holds its table; else a kind."""
+def _parts(points: Tensor, lattices: Lattices) -> Iterator[tuple[slice, slice]]:
+    """Points and levels that are looked up together: as many as memory or a CPU's cache hold."""
     direct, L = lattices.direct, len(lattices.cells)
-    if lattices.cells.device.type == "cpu":
-        return [slice(level, level + 1) for level in range(L)]
-    return [part for part in (slice(0, direct), slice(direct, L)) if part.start < part.stop]
+    kinds = [part for part in (slice(0, direct), slice(direct, L)) if part.start < part.stop]
+    limit = AT_ONCE if points.device.type == "cpu" else AT_ONCE_ELSEWHERE
+    for first in range(0, len(points), limit):
+        for levels in kinds:
+            yield slice(first, first + limit), levels
 
 
-def _corners(points: Tensor, lattices: Lattices, part: slice, size: int) -> Iterator[Corners]:
-    """All 2**dims corners of the points' cells, x changing fastest."""
-    cells, factors = lattices.cells[part, None], lattices.factors[part].T[..., None]
-    place = points.T[:, None].clamp(0, 1) * cells  # [dims, l, N]
+def _corners(
+    points: Tensor,  # [N, dims]
+    lattices: Lattices,
+    levels: slice,  # l of them, all direct or all hashed
+    table: Tensor,  # [L, size, features]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the features of the points' cells' corners begin in the levels' tables as one row of
+    numbers, and the corners' weights, both [(2 in z,) 2 in y, 2 in x, l, N]; the points' places in
+    their cells [dims, l, N]."""
+    _, size, features = table.shape
+    cells, factors = lattices.cells[levels, None], lattices.factors[levels].T[..., None]
+    place = points.T[:, None].clamp(0, 1) * cells
     # A point at 1 belongs to the last cell; what is no number gets an entry too.
-    low = place.floor().long().clamp_(min=0).minimum(cells.long() - 1)
-    toward = place - low
+    low = place.floor().minimum(cells - 1).long().clamp_(min=0)
+    place = place - low
     near = low * factors
-    ends, sides = (near, near + factors), (1 - toward, toward)
-    first = torch.arange(len(cells), device=cells.device)[:, None] * size
-    hashed = part.start >= lattices.direct
-    for backwards in itertools.product((0, 1), repeat=points.shape[1]):
-        upper = backwards[::-1]
-        along = [ends[end][axis] for axis, end in enumerate(upper)]
-        if hashed:
-            entries = reduce(torch.bitwise_xor, along) & (size - 1)
-        else:
-            entries = reduce(torch.add, along)
-        yield Corners(
-            (entries + first).flatten(), [sides[end][a] for a, end in enumerate(upper)], upper
-        )
+    ends, sides = torch.stack([near, near + factors], 1), torch.stack([1 - place, place], 1)
+    hashed = levels.start >= lattices.direct
+    entries, weights = ends[0], sides[0]
+    for axis in range(1, len(ends)):
+        outer = (slice(None), *[None] * axis)
+        join = torch.bitwise_xor if hashed else torch.add
+        entries, weights = join(entries, ends[axis][outer]), weights * sides[axis][outer]
+    if hashed:
+        entries &= size - 1
+    entries += torch.arange(len(cells), device=cells.device)[:, None] * size
+    return entries.mul_(features), weights, place
 
 
 def _encode(points: Tensor, table: Tensor, lattices: Lattices) -> Tensor:  # [N, L * features]
-    L, size, features = table.shape
+    L, _, features = table.shape
     out = table.new_empty(len(points), L, features)
-    for part in _parts(lattices):
-        own, total = table[part].flatten(0, 1), 0.0
-        for entries, sides, _ in _corners(points, lattices, part, size):
-            values = own.index_select(0, entries).view(*sides[0].shape, features)
-            total = total + math.prod(sides)[..., None] * values
-        out[:, part] = total.transpose(0, 1)
+    for some, levels in _parts(points, lattices):
+        starts, weights, _ = _corners(points[some], lattices, levels, table)
+        numbers = table[levels].flatten()
+        # A feature at a time: torch is slow where the innermost axis is short.
+        for k in range(features):
+            shares = numbers.index_select(0, starts.flatten() + k).view_as(weights) * weights
+            # One after the other, for the same rounding as in one pass.
+            total = reduce(torch.add, shares.flatten(0, -3))
+            out[some, levels, k] = total.T
     return out.flatten(1)
 
 
 def _slope_of_table(
     points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor
 ) -> Tensor:  # as the table
-    out, pull = zeros_like(table), _by_level(pull, table)
-    for part in _parts(lattices):
-        shares = [
-            (corner.entries, (math.prod(corner.sides)[..., None] * pull[part]).flatten(0, 1))
-            for corner in _corners(points, lattices, part, table.shape[1])
-        ]
-        add_rows(out[part].flatten(0, 1), *map(torch.cat, zip(*shares, strict=True)))
+    out = zeros_like(table)
+    for some, levels, pulls in _pulled_parts(points, table, lattices, pull):
+        starts, weights, _ = _corners(points[some], lattices, levels, table)
+        add_numbers(
+            out[levels].flatten(),
+            [starts.flatten() + k for k in range(len(pulls))],
+            [(weights * p).flatten() for p in pulls],
+        )
     return out
 
 
 def _slope_of_points(
     points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor
 ) -> Tensor:  # [N, dims]
-    out, pull = torch.zeros_like(points), _by_level(pull, table)
-    for part in _parts(lattices):
-        own, cells = table[part].flatten(0, 1), lattices.cells[part, None]
-        for entries, sides, upper in _corners(points, lattices, part, table.shape[1]):
-            pulled = (own.index_select(0, entries).view_as(pull[part]) * pull[part]).sum(-1) * cells
-            for axis, end in enumerate(upper):
-                others = math.prod(side for a, side in enumerate(sides) if a != axis)
-                out[:, axis] += (pulled * others).sum(0) * (1 if end else -1)
+    out = torch.zeros_like(points)
+    for some, levels, pulls in _pulled_parts(points, table, lattices, pull):
+        starts, weights, place = _corners(points[some], lattices, levels, table)
+        numbers = table[levels].flatten()
+        values = [
+            numbers.index_select(0, starts.flatten() + k).view_as(weights) * p
+            for k, p in enumerate(pulls)
+        ]
+        slopes = _slopes(reduce(torch.add, values), place) * lattices.cells[levels, None]
+        out[some] += slopes.sum(1).T
     return out * ((points >= 0) & (points <= 1))
 
 
-def _by_level(pull: Tensor, table: Tensor) -> Tensor:  # [N, L * features] -> [L, N, features]
-    return pull.reshape(len(pull), *table.shape[::2]).transpose(0, 1)
+def _slopes(
+    values: Tensor,  # [(2,) 2, 2, l, N] at the corners of cells
+    place: Tensor,  # [dims, l, N] 0..1 in the cells
+) -> Tensor:  # [dims, l, N] for one cell's length
+    """Slopes of what is interpolated between the corners."""
+    slopes = []
+    for axis in range(len(place)):
+        inside = values
+        for other in reversed(range(len(place))):
+            first, last = inside
+            inside = last - first if other == axis else torch.lerp(first, last, place[other])
+        slopes.append(inside)
+    return torch.stack(slopes)
+
+
+def _pulled_parts(points: Tensor, table: Tensor, lattices: Lattices, pull: Tensor):
+    """Points and levels that are looked up together, and by feature the gradient [l, N] of theirs."""
+    pull = pull.reshape(len(points), *table.shape[::2])
+    for some, levels in _parts(points, lattices):
+        yield some, levels, pull[some, levels].permute(2, 1, 0).contiguous()
 
 
 def zeros_like(table: Tensor) -> Tensor:
@@ -220,25 +240,30 @@ def zeros_like(table: Tensor) -> Tensor:
     return torch.from_numpy(np.zeros(table.shape, str(table.dtype).removeprefix("torch.")))
 
 
-def add_rows(
-    out: Tensor,  # [rows, features], added to
-    entries: Tensor,  # [M] rows
-    values: Tensor,  # [M, features]
+def add_numbers(
+    out: Tensor,  # [M], added to
+    places: Sequence[Tensor],  # [n] int64 each
+    values: Sequence[Tensor],  # [n] each
 ) -> None:
-    """Add values to rows, with the same outcome every time."""
-    if out.device.type == "cpu":
-        out.index_add_(0, entries, values)
-    else:
-        out += summed_in_integers(len(out), entries, values)
+    """Add values at places, with the same outcome every time."""
+    if out.device.type != "cpu":
+        out += summed_in_integers(len(out), torch.cat(places), torch.cat(values))
+        return
+    for place, value in zip(places, values, strict=True):
+        out.index_add_(0, place, value)
 
 
-def summed_in_integers(rows: int, entries: Tensor, values: Tensor) -> Tensor:  # [rows, features]
+def summed_in_integers(
+    count: int,
+    places: Tensor,  # [n] 0..count - 1
+    values: Tensor,  # [n]
+) -> Tensor:  # [count]
     """Sums of floats depend on their order, which an accelerator leaves to chance; those of integers
     do not."""
-    step = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny) / STEPS
-    total = torch.zeros(rows, values.shape[1], dtype=torch.int64, device=values.device)
-    total.index_add_(0, entries, (values.double() / step).round().long())
-    return (total * step.double()).to(values.dtype)
+    step = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny).double() / STEPS
+    total = torch.zeros(count, dtype=torch.int64, device=values.device)
+    total.index_add_(0, places, (values.double() / step).round().long())
+    return (total * step).to(values.dtype)
 
 
 # Which way

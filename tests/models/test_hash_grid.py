@@ -235,23 +235,22 @@ def test_numba_is_taken_for_many_points_where_it_works(monkeypatch):
 
 
 def test_sums_in_integers_do_not_depend_on_the_order():
-    entries = torch.randint(50, (10_000,), generator=seeded(12))
-    values = torch.randn(10_000, 2, generator=seeded(13)) * 1e-6
-    found = summed_in_integers(50, entries, values)
+    places = torch.randint(50, (10_000,), generator=seeded(12))
+    values = torch.randn(10_000, generator=seeded(13)) * 1e-6
+    found = summed_in_integers(50, places, values)
     order = torch.randperm(10_000, generator=seeded(14))
-    assert torch.equal(found, summed_in_integers(50, entries[order], values[order]))
-    right = torch.zeros(50, 2, dtype=torch.float64).index_add_(0, entries, values.double())
+    assert torch.equal(found, summed_in_integers(50, places[order], values[order]))
+    right = torch.zeros(50, dtype=torch.float64).index_add_(0, places, values.double())
     torch.testing.assert_close(found, right.float(), atol=1e-14, rtol=1e-6)
-    assert not summed_in_integers(50, entries, values * 0).any()
+    assert not summed_in_integers(50, places, values * 0).any()
 
 
-def test_levels_are_one_below_the_other_where_they_are_read_together(monkeypatch):
-    """As on an accelerator, which takes all levels of a kind at once."""
-    grid, points = grid_of(3), scattered(30, 3)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_points_at_once_change_rounding_alone(dims, monkeypatch):
+    grid, points = grid_of(dims), scattered(30, dims)
     pull = torch.randn(30, 12, dtype=torch.float64, generator=seeded(15))
     right = all_of("torch", grid, points, pull)
-    kinds = [slice(0, grid.direct), slice(grid.direct, grid.levels)]
-    monkeypatch.setattr(hash_grid, "_parts", lambda _: kinds)
+    monkeypatch.setattr(hash_grid, "AT_ONCE", 7)
     for mine, expected in zip(all_of("torch", grid, points, pull), right, strict=True):
         torch.testing.assert_close(mine, expected, atol=1e-12, rtol=1e-12)
 
