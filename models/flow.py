@@ -257,13 +257,18 @@ def evened(pictures: Tensor) -> Tensor:  # [F, 3, h, w] 0..1 -> [F, h, w] around
 
 
 def blurred(pictures: Tensor, sigma: float) -> Tensor:  # [F, 1, h, w]
-    """By a Gaussian; the border is repeated outwards."""
+    """By a Gaussian, wide ones on smaller pictures; the border is repeated outwards."""
+    h, w = pictures.shape[-2:]
+    shrink = max(1, int(sigma / 4))
+    small = F.interpolate(pictures, (-(-h // shrink), -(-w // shrink)), mode="area")
+    sigma /= shrink
     reach = math.ceil(3 * sigma)
     x = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
-    kernel = torch.exp(-(x**2) / (2 * max(sigma, 1e-3) ** 2))
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    padded = F.pad(pictures, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel), kernel.mT)
+    padded = F.pad(small, (reach,) * 4, mode="replicate")
+    smooth = F.conv2d(F.conv2d(padded, kernel), kernel.mT)
+    return F.interpolate(smooth, (h, w), mode="bilinear", align_corners=False)
 
 
 # --- what stands still ----------------------------------------------------------------------------
@@ -272,7 +277,7 @@ AROUND = 2
 """Frames before and after one whose differences are looked at together."""
 REACH = 0.025
 """The same in the picture, as a share of its shorter side."""
-DOUBT, NOISE = 0.1, 0.5
+DOUBT, NOISE = 0.1, 0.7
 """By how much of what is left along the flow, there and usually, standing still may be worse."""
 CUT = 4.0
 """Frames this many times worse linked than usual are not asked: a cut lies between."""
