@@ -30,9 +30,9 @@ PRIMES = (1, 2654435761, 805459861)
 SPREAD = 1e-4
 """Features begin uniformly within ± this, as in the paper's Sec. 4."""
 COMPILING = 100_000
-"""Corners looked up in one call from which numba's compiling, some 4 seconds once a process, pays
+"""Corners looked up in one call from which numba's compiling, some 3 seconds once a process, pays
 off: where so many are asked for at once, hundreds of such calls follow."""
-AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 12, 1 << 18
+AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 12, 1 << 16
 """Points that torch looks up at a time on a CPU, for its cache, and elsewhere, for its memory."""
 STEPS = 1 << 36
 """Into so many the largest number is divided where a sum is taken in integers."""

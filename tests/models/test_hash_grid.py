@@ -255,6 +255,28 @@ def test_points_at_once_change_rounding_alone(dims, monkeypatch):
         torch.testing.assert_close(mine, expected, atol=1e-12, rtol=1e-12)
 
 
+def test_nothing_stays_behind_on_another_device():
+    """Without memory or values, but tensors of two devices would not go together."""
+    for dims in (2, 3):
+        grid = HashGrid(*SETTINGS[dims]).to("meta")
+        points = torch.zeros(9, dims, device="meta", requires_grad=True)
+        found = grid(points)
+        assert found.shape == (9, 12) and found.device.type == "meta"
+        found.sum().backward()
+        assert grid.table.grad.shape == grid.table.shape and points.grad.shape == (9, dims)
+
+
+@pytest.mark.parametrize("way", ["torch", "numba"])
+def test_it_can_be_read_in_inference_mode(way, monkeypatch):
+    if way == "numba":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(hash_grid, "fastest_way", lambda *_: way)
+    grid, points = grid_of(2, torch.float32), torch.rand(20, 2, generator=seeded(16))
+    with torch.inference_mode():
+        found = grid(points)
+    assert torch.equal(found, grid(points).detach())
+
+
 def test_published_sizes():
     canonical, deformation = HashGrid(2, 16, 2, 5, 16, 1.44), HashGrid(3, 16, 2, 5, 16, 1.38)
     assert [canonical.resolution(level) for level in (0, 1, 15)] == [16, 23, 3798]
