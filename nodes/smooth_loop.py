@@ -22,19 +22,21 @@ from .check_conditions import check_conditions
 from .latent_guidance import (
     CATEGORY,
     FPS,
+    FirstPass,
     LatentGuidance,
     check_vae,
-    encoded,
     fitting_clips,
     given_views,
     is_video,
+    smoothed_latent,
+    what_was_decoded,
 )
 from .sampler import GridProgress
 from .sockets import FLOW, VIEWS
-from .views import clips_of, decode_views, frames_to_image
+from .views import frames_to_image
 
 PRESETS = {"fast": FAST, "paper": PAPER}
-FIT, ENCODE, SAMPLE, DECODE = 100, 10, 100, 10
+FIT, ENCODE, SAMPLE, DECODE = 100, 20, 100, 10
 """How far the bar moves for the parts of a round."""
 FIT_COPIES = 12
 """Of the frames, that a fit holds on its device: flow both ways, masks, corrected frames and more."""
@@ -58,9 +60,10 @@ class Rounds:
         return on_step
 
 
-@dataclass(frozen=True)
+@dataclass
 class Refiner:
-    """V_s -> V_p: encoded, noised, sampled and decoded, as VAE Encode, KSampler and Decode Views do."""
+    """V_s -> V_p: encoded, noised, sampled and decoded, as Latent Guidance, KSampler and Decode Views
+    do. Remembers the latent of V_p, so that what is not smoothed next time loses nothing."""
 
     model: ModelPatcher
     vae: VAE
@@ -72,23 +75,24 @@ class Refiner:
     sampler_name: str
     scheduler: str
     seed: int
-    labels: list[str]
+    labels: tuple[str, ...]
     told: dict
     """What the first latent carries beside its samples, such as a noise mask."""
     rounds: Rounds
-    latents: list[dict] = field(default_factory=list)
-    """The last round's."""
+    first: FirstPass | None
+    """The V_p that is being smoothed, where its latent is known."""
+    latent: dict = field(default_factory=dict)
+    """Of the last round."""
 
     def __call__(self, smoothed: Tensor, strength: float, r: int) -> Tensor:
         with torch.inference_mode():
-            latent = encoded(self.vae, iter(smoothed), len(smoothed), self.rounds.part(ENCODE))
-            latent = {**self.told, **latent}
-            latent["samples"] = self._sampled(latent, strength, r)
-            self.latents[:] = [latent]
-            clips = clips_of(latent, self.vae, None)
-            frames = decode_views(self.vae, clips, self.rounds.part(DECODE))
+            bar, clips = self.rounds.part(ENCODE), iter(smoothed.cpu())
+            clean = smoothed_latent(self.vae, clips, len(smoothed), self.first, bar)
+            self.latent = {**self.told, **clean}
+            self.latent["samples"] = self._sampled(self.latent, strength, r)
+            self.first = what_was_decoded(self.vae, self.latent, self.rounds.part(DECODE))
         # Outside of inference mode, so that it can be learnt from.
-        return frames.to(smoothed.device).clone()
+        return self.first.frames.to(smoothed.device).clone()
 
     def _sampled(self, latent: dict, strength: float, r: int) -> Tensor:
         """Another seed each round: the same noise twice would leave its mark."""
@@ -101,7 +105,7 @@ class Refiner:
             bar(step + 1, total)
 
         if latent["samples"].ndim == 5:
-            progress = GridProgress(model, steps, self.labels)
+            progress = GridProgress(model, steps, list(self.labels))
             progress.bar = bar
             model, callback = windows.reporting(model, progress.after_tile), progress.after_step
         return comfy.sample.sample(
@@ -126,17 +130,20 @@ def fitted(views: Views, vae: VAE) -> tuple[Views, str]:
     return Views(frames, masks, rig, views.fps), note
 
 
-def first_pass(vae: VAE, views: Views | None, images: Tensor | None, latent: dict | None) -> Views:
-    """The clips to begin with, of any of three sockets."""
+def begin_with(
+    vae: VAE, views: Views | None, images: Tensor | None, latent: dict | None
+) -> tuple[Views, FirstPass | None, str]:
+    """The clips to smooth, of any of three sockets, what is known of their latent, and a note."""
     if latent is None:
-        return given_views(views, images)
+        begin, note = fitted(given_views(views, images), vae)
+        return begin, None, note
     if views is not None or images is not None:
         raise ValueError(
             "'latent' and frames are connected, and both say where to begin: connect one of 'views', "
             "'images' and 'latent'."
         )
-    clips = clips_of(latent, vae, None)
-    return Views(decode_views(vae, clips, run.progress(len(clips))), None, None, FPS)
+    first = what_was_decoded(vae, latent, run.progress(len(latent["samples"])))
+    return Views(first.frames, None, None, FPS), first, ""
 
 
 def latents_of(vae: VAE, views: Views) -> Tensor:  # [V, C, T, h, w]
@@ -211,7 +218,9 @@ class SmoothLoop(io.ComfyNode):
                 VIEWS.Input("views", optional=True, tooltip="The frames of the first sampling, from "
                             "Decode Views."),
                 io.Image.Input("images", optional=True, tooltip="Or a single clip."),
-                io.Latent.Input("latent", optional=True, tooltip="Or the sampler's latent itself."),
+                io.Latent.Input("latent", optional=True,
+                                tooltip="Or the sampler's latent itself, which is better: what is not "
+                                "smoothed then loses nothing on its way through the VAE."),
                 FLOW.Input("flow", optional=True, tooltip="How things move, from Body Flow or "
                            "Optical Flow; without it, it is found in the frames."),
                 VIEWS.Input("depth", optional=True, tooltip="The fourth output of Render Conditions: "
@@ -236,7 +245,7 @@ class SmoothLoop(io.ComfyNode):
         depth: Views | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         check_vae(model, vae)
-        begin, note = fitted(first_pass(vae, views, images, latent), vae)
+        begin, first, note = begin_with(vae, views, images, latent)
         if begin.frames.shape[1] < 2:
             raise ValueError(
                 "A single frame has nothing to smooth: connect a clip of 5 frames or more."
@@ -248,7 +257,7 @@ class SmoothLoop(io.ComfyNode):
         bar = Rounds(rounds)
         refiner = Refiner(
             model, vae, positive, negative, steps, cfg, sampler_name, scheduler, seed,
-            list(view_labels(begin)), told, bar,
+            view_labels(begin), told, bar, first,
         )  # fmt: skip
         with torch.inference_mode(False), torch.enable_grad():
             fit, each = started_fit(begin, PRESETS[preset], fit_steps, rounds, flow, depth, seed)
@@ -257,7 +266,7 @@ class SmoothLoop(io.ComfyNode):
         done = f"{rounds} x {each} steps of the fit, refined with noise {shown}"
         result, smoothed = (replace(begin, frames=f.cpu()) for f in (made.refined, made.smoothed))
         return io.NodeOutput(
-            result, frames_to_image(result.frames.flatten(0, 1)), smoothed, refiner.latents[0],
+            result, frames_to_image(result.frames.flatten(0, 1)), smoothed, refiner.latent,
             run.say(cls, "; ".join(filter(None, (note, done)))),
         )  # fmt: skip
 
