@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -230,20 +231,21 @@ FINE = 1 << 17
 """Pixels of a picture up to which flow is sought at full size; larger ones at half."""
 
 
-def _dis(grey: Tensor, dis) -> tuple[Tensor, Tensor]:  # [F, h, w] 0..1 -> [F - 1, 2, h, w] twice
-    grey = (grey * 255).round().clamp(0, 255).byte().cpu().numpy()
-    pairs = list(zip(grey[:-1], grey[1:], strict=True))
-    there, back = (
-        torch.stack([torch.from_numpy(dis.calc(*order, None)) for order in orders])
-        for orders in (pairs, [(b, a) for a, b in pairs])
-    )
-    return there.movedim(-1, 1), back.movedim(-1, 1)
+def _bytes(grey: Tensor) -> np.ndarray:  # 0..1
+    return (grey * 255).round().clamp(0, 255).byte().cpu().numpy()
+
+
+def _dis(now: np.ndarray, then: np.ndarray, dis) -> Tensor:  # [h, w] bytes twice -> [2, h, w]
+    return torch.from_numpy(dis.calc(now, then, None)).movedim(-1, 0)
 
 
 def flow_both_ways(pictures: Tensor, cv2) -> tuple[Tensor, Tensor]:
     """OpenCV's DIS flow of one view's pictures [F, 3, h, w], forwards and backwards [F - 1, 2, h, w]."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    there, back = _dis(pictures.mean(1), dis)
+    grey = _bytes(pictures.mean(1))
+    pairs = list(zip(grey[:-1], grey[1:], strict=True))
+    there = torch.stack([_dis(a, b, dis) for a, b in pairs])
+    back = torch.stack([_dis(b, a, dis) for a, b in pairs])
     return there.to(pictures), back.to(pictures)
 
 
@@ -369,13 +371,16 @@ def optical_flow(
             if on_step:
                 on_step((3 * view + stage) * pairs + f, total, pictures[view, f])
 
-        ways, greys = [], [evened(pictures[v, :1])]
+        grey, there, back = [evened(pictures[v, :1])], [], []
         for f in range(pairs):
             tick(f, 0)
-            greys.append(evened(pictures[v, f + 1 : f + 2]))
-            ways.append(_dis(torch.cat(greys[-2:]), dis))
-        there, back = (torch.cat(way).to(pictures.device) for way in zip(*ways, strict=True))
-        still = standing(torch.cat(greys), there, back, lambda f, t=tick: t(f, 1))
+            grey.append(evened(pictures[v, f + 1 : f + 2]))
+            now, then = (_bytes(part[0]) for part in grey[-2:])
+            there.append(_dis(now, then, dis))
+            tick(f, 0)
+            back.append(_dis(then, now, dis))
+        there, back = (torch.stack(way).to(pictures.device) for way in (there, back))
+        still = standing(torch.cat(grey), there, back, lambda f, t=tick: t(f, 1))
         there = torch.where(still[:-1, None], 0.0, there)
         back = torch.where(still[1:, None], 0.0, back)
         sure = how_sure(pictures[v], there, back, lambda f, t=tick: t(f, 2))

@@ -24,7 +24,7 @@ from .sockets import BODY, FLOW, RIG, VIEWS
 from .views import frames_to_image, image_to_frames
 
 CATEGORY = "Turnaround/6 smooth"
-FLOW_BYTES = 64
+FLOW_BYTES = 80
 """A pixel and frame: the flow, its confidence, its picture, and what is needed to make them."""
 DRAWING_BYTES = 2 * 10**9
 STILL = 0.05
@@ -144,6 +144,7 @@ class BodyFlow(io.ComfyNode):
         notes: list[str] = []
         rig = _rig_of_clip(body, rig, clip, notes)
         check_memory(len(rig), body.frame_count, rig.width, rig.height)
+        _check_elsewhere(elsewhere, body, rig)
         if reference is not None:
             body = reshaped(body, reference)
             notes.append("built like 'reference'")
@@ -175,6 +176,18 @@ def _rig_of_clip(body: Body, rig: Rig, clip: Tensor | Views | None, notes: list[
         return rig
     notes.append(f"the rig's pictures of {rig.width}x{rig.height} became {W}x{H}")
     return rig.filled(W, H)
+
+
+def _check_elsewhere(elsewhere: Flow | None, body: Body, rig: Rig) -> None:
+    if elsewhere is None:
+        return
+    V, pairs, _, H, W = elsewhere.there.shape
+    if (V, pairs + 1, W, H) != (len(rig), body.frame_count, rig.width, rig.height):
+        raise ValueError(
+            f"'elsewhere' is the flow of {V} views x {pairs + 1} frames of {W}x{H}, but the body has "
+            f"{len(rig)} x {body.frame_count} of {rig.width}x{rig.height}: make it of the same clip, "
+            "and connect that clip to 'clip'."
+        )
 
 
 class FlowFromOtherNodes(io.ComfyNode):

@@ -124,6 +124,11 @@ def test_body_flow_beside_another_flow(body):
     assert torch.equal(both.there.movedim(2, -1)[~empty], alone.there.movedim(2, -1)[~empty])
 
 
+def test_a_flow_of_another_clip_is_not_laid_beside_the_body(body):
+    with pytest.raises(ValueError, match="'elsewhere' is the flow of 1 views x 3 frames of 48x40"):
+        nodes.BodyFlow.execute(body, RIG, elsewhere=optical(clip())[0])
+
+
 def test_body_flow_is_made_for_the_clip(body):
     wide = Views(torch.zeros(2, 3, 3, 60, 72))
     flow, *_, note = nodes.BodyFlow.execute(body, RIG, clip=wide).result
