@@ -62,7 +62,7 @@ class Deflickered:
     colour: float
     """Root mean square by which colours were off, of 1; of the worst shot, as the two below."""
     wobble: float
-    """The same for places, pixels of the given frames."""
+    """The same for places, pixels of the given frames; 0 where flow could not tell."""
     noise: float
     """The same for texture, of 1; what remains of it after smoothing by a pixel or two."""
     shots: list[range]
@@ -88,15 +88,15 @@ def deflicker(
     frames: Tensor,  # [F, 3, H, W] 0..1
     settings: DeflickerSettings | None = None,
     on_step: Step | None = None,  # (done, total, preview), preview: before | after
+    device: torch.device | None = None,  # where to work; None = where the frames are
 ) -> Deflickered:
-    """The clip without flicker, every shot by itself; the same result for any part of memory.
+    """The clip without flicker, every shot by itself; a single frame stays as it is.
 
     Raises ValueError for tiny pictures, or without OpenCV. NaN counts as grey."""
     settings = settings or DeflickerSettings()
-    H, W = frames.shape[-2:]
     _check(frames)
     step = on_step or (lambda *_: None)
-    small = _working(frames)
+    small = _working(frames).to(device or frames.device)
     parts = shots(small, lambda: step(0, 1))
     total = sum(_work_of(len(part)) for part in parts)
     result = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
@@ -110,7 +110,7 @@ def deflicker(
             continue
         tick = _Ticker(step, done, total)
         remedy = _remedy(small[chosen], settings, tick)
-        gains[chosen] = remedy.tints.mean_gain()
+        gains[chosen] = remedy.tints.mean_gain().to(gains)
         for f, frame in enumerate(_steady(frames[chosen], remedy, settings, tick)):
             result[part.start + f] = frame
         found.append(remedy)
@@ -118,7 +118,7 @@ def deflicker(
     step(total, total)
     worst = {
         "colour": max((r.tints.size for r in found), default=0.0),
-        "wobble": max((r.wobble for r in found), default=0.0) * W / small.shape[-1],
+        "wobble": max((r.wobble for r in found), default=0.0) * frames.shape[-1] / small.shape[-1],
         "noise": max((r.noise for r in found), default=0.0) ** 0.5,
     }
     return Deflickered(result, gains, **worst, shots=parts, notes=_notes(parts, alone))
@@ -234,7 +234,7 @@ def _shifts(
         wobble, usual = places.wobble_of(flows, contrast)
         share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 2)
         if share == 0:
-            return (shifts, bent) if n else (None, wobble)
+            return (shifts, bent) if n else (None, 0.0)
         bent = max(bent, wobble)
         for f in _told(calm, tick):
             field = places.beside(flows, f, contrast[f], wobble)
@@ -254,7 +254,7 @@ def _steady(
 
     def straight(f: int) -> Tensor:
         if f not in ready:
-            frame = frames[f : f + 1].float().nan_to_num(0.5).clamp(0, 1)
+            frame = frames[f : f + 1].to(remedy.looks).nan_to_num(0.5).clamp(0, 1)
             ready[f] = remedy.tints.apply(frame, slice(f, f + 1))[0]
             if remedy.shifts is not None:
                 shift = enlarged(remedy.shifts[f], *frame.shape[-2:])
@@ -268,7 +268,7 @@ def _steady(
             frame = frame.lerp(calm, settings.texture)
         ready.pop(f - settings.reach, None)
         frame = frame.clamp(0, 1)
-        tick(AVERAGES, torch.cat([frames[f].nan_to_num(0.5).float(), frame], -1))
+        tick(AVERAGES, torch.cat([frames[f].to(frame).nan_to_num(0.5), frame], -1))
         yield frame
 
 

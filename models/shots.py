@@ -35,6 +35,9 @@ AROUND = 8
 BRIDGED = 3
 """Frames from one to the other of a pair that may show that the shot goes on: flashes and spoilt
 frames, up to two in a row, are bridged."""
+QUIETER, NOISIEST, HUM = 0.25, 0.05, 2.0
+"""A clip's noise is at most what the plainest quarter of the blocks shows, at most this standard
+deviation; blocks must vary by so much more than it to count."""
 FAINT = 0.004
 """Standard deviation of a block that shows nothing (one step of 8 bits)."""
 
@@ -115,8 +118,12 @@ def _correlation(a: Tensor, b: Tensor, reach: int) -> float:
     own = blocks.square().mean((2, 3)).sum(1)
     faint = 3 * FAINT**2
     score = products / n / ((own[:, None, None] + faint) * (variance + faint)).sqrt()
-    there = variance[:, reach, reach]
-    weight = torch.maximum(own, there).sqrt()  # what only one of the two shows counts as well
+    # What only one of the two shows counts as well; what all blocks show is noise, not picture.
+    shown = torch.maximum(own, variance[:, reach, reach])
+    hum = min(float(shown.quantile(QUIETER)), NOISIEST**2)
+    weight = (shown - HUM * hum).clamp(min=0).sqrt()
+    if not weight.any():
+        weight = shown.sqrt()
     if float(weight.max()) < FAINT:
         return 1.0  # two blank pictures
     return float((score.amax((1, 2)) * weight).sum() / weight.sum())
