@@ -38,9 +38,20 @@ def reshaped(body: Body, reference: Body) -> Body:
     driven = _gradients(rest, body.vertices.double(), faces)
     own = _stretches(driven).mean(0)
     wanted = _stretches(_gradients(rest, reference.vertices.double(), faces)).mean(0)
-    built = _joined(rest, faces, driven @ _inverse(own) @ wanted)
+    weld, first = _welded(rest)
+    built = _joined(rest[first], weld[faces], driven @ _inverse(own) @ wanted)[:, weld]
     vertices = _placed(built, body.vertices.double())
     return replace(body, vertices=vertices.to(body.vertices), colors=None, neutral=None)
+
+
+def _welded(rest: Tensor) -> tuple[Tensor, Tensor]:  # [N] number of the place, [n] one vertex each
+    """Vertices at the same place of the template are one: files cut meshes along texture seams."""
+    _, first, weld = np.unique(
+        rest.cpu().numpy().round(6), axis=0, return_index=True, return_inverse=True
+    )
+    return torch.from_numpy(weld.reshape(-1)).to(rest.device), torch.from_numpy(first).to(
+        rest.device
+    )
 
 
 def _frames_of(vertices: Tensor, faces: Tensor) -> Tensor:  # [..., N, 3] -> [..., M, 3, 3]

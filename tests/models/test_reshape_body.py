@@ -49,6 +49,19 @@ def test_a_rod_turns_like_the_one_and_is_as_long_as_the_other():
     assert float(got[..., 1].max()) == pytest.approx(float(short.vertices[..., 1].max()), abs=1e-5)
 
 
+def test_a_mesh_that_is_cut_along_seams_stays_in_one_piece():
+    def cut(body: Body) -> Body:
+        """Every triangle has vertices of its own."""
+        corners = body.faces.flatten()
+        faces = torch.arange(len(corners)).view(-1, 3)
+        return Body(body.vertices[:, corners], faces, body.rest[corners])
+
+    short, long = rod(1.0, [0.0, 0.5]), rod(1.4, [2.0])
+    whole = reshaped(short, long).vertices[:, short.faces.flatten()]
+    pieces = reshaped(cut(short), cut(long)).vertices
+    assert torch.allclose(whole - whole[:, :1], pieces - pieces[:, :1], atol=1e-4)
+
+
 def test_a_body_keeps_its_own_shape():
     rods = rod(1.2, [0.0, 0.4])
     assert torch.allclose(reshaped(rods, rods).vertices, rods.vertices, atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turnaround.models.body import Body
 from turnaround.models.body_sources import sample_body
 from turnaround.models.cameras import orbit_rig
 from turnaround.models.flow import Flow
@@ -142,13 +143,27 @@ def test_body_flow_is_made_for_the_clip(body):
         nodes.BodyFlow.execute(one, RIG)
 
 
-def test_body_flow_with_the_build_of_a_reference(body):
-    reference = sample_body("ada", "walk", torch.tensor([0.4]), 3, 16.0)
-    plain = nodes.BodyFlow.execute(body, RIG).result[0]
-    flow, *_, note = nodes.BodyFlow.execute(body, RIG, reference).result
+def test_body_flow_with_the_build_of_a_reference():
+    def box(height: float, frames: int) -> Body:
+        corners = torch.tensor(
+            [[x, y, z] for x in (-0.3, 0.3) for y in (-0.5, 0.5) for z in (-0.2, 0.2)]
+        )
+        faces = torch.tensor(
+            [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6],
+             [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]
+        )  # fmt: skip
+        slide = torch.arange(frames)[:, None, None] * torch.tensor([0.1, 0, 0])
+        return Body(corners * torch.tensor([1, height, 1]) + slide, faces, corners)
+
+    plain = nodes.BodyFlow.execute(box(1.0, 3), RIG).result[0]
+    flow, *_, note = nodes.BodyFlow.execute(box(1.0, 3), RIG, box(1.5, 1)).result
     assert "built like 'reference'" in note
-    # Ada is shorter: she fills less of the picture.
-    assert (flow.sure_there > 0).sum() < (plain.sure_there > 0).sum()
+    tall, usual = ((f.sure_there[0, 0] > 0).any(1).sum() for f in (flow, plain))
+    assert float(tall / usual) == pytest.approx(1.5, abs=0.15)
+    with pytest.raises(ValueError, match="same kind of source"):
+        nodes.BodyFlow.execute(
+            box(1.0, 3), RIG, sample_body("ada", "walk", torch.zeros(1), 3, 16.0)
+        )
 
 
 def test_flow_of_other_nodes_in_their_forms():
