@@ -31,7 +31,7 @@ def of_blend(frames: Tensor) -> Tensor:
 def of_deflicker(frames: Tensor) -> Tensor:
     from turnaround.models.deflicker import deflicker
 
-    return torch.stack([deflicker(view) for view in frames])
+    return torch.stack([deflicker(view).frames for view in frames])
 
 
 def of_fit(frames: Tensor, **others) -> Tensor:
