@@ -299,10 +299,11 @@ WAYS = {
 @cache
 def _numba_works() -> bool:
     """Whether numba is installed and finds what torch finds: compilers may be missing or fail."""
-    points, table = torch.tensor([[0.3, 0.6]]), torch.ones(1, 4, 1)
+    # Two features, as grids have by habit: what is compiled for this serves them too.
+    points, table = torch.tensor([[0.3, 0.6]]), torch.ones(1, 4, 2)
     lattices = Lattices(torch.ones(1), torch.tensor([[1, 2]]), 1)
     try:
-        return bool(WAYS["numba"].encode(points, table, lattices)[0, 0] > 0.99)
+        return bool(WAYS["numba"].encode(points, table, lattices)[0, 1] > 0.99)
     except Exception as reason:  # whatever an optional package raises, torch works too
         log.info("Hash grids are read by torch, as numba does not work here: %s", reason)
         return False
