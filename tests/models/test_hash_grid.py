@@ -181,9 +181,9 @@ def all_of(way: str, grid: HashGrid, points: Tensor, pull: Tensor) -> list[Tenso
     return [t.detach() for t in (found, *(slope(*given, pull) for slope in slopes))]
 
 
-@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
-    ("features", "dtype", "close"), [(2, torch.float32, 2e-5), (1, torch.float64, 1e-12)]
+    ("dims", "features", "dtype", "close"),
+    [(2, 2, torch.float32, 2e-5), (3, 2, torch.float32, 2e-5), (3, 1, torch.float64, 1e-12)],
 )
 def test_numba_finds_what_torch_finds(dims, features, dtype, close):
     pytest.importorskip("numba")
