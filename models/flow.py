@@ -132,16 +132,17 @@ def inside(flow: Tensor) -> Tensor:  # [N, 2, H, W] -> [N, H, W] bool
 # --- how sure -------------------------------------------------------------------------------------
 
 RETURN_SHARE, RETURN = 0.01, 0.5
-"""A point is half sure of (exp(-1)) when the square of what it misses its origin by, there and back,
-is this share of the steps' squares plus square pixels (Sundaram, Brox, Keutzer 2010, eq. 5)."""
+"""A point is believed to a third (exp(-1)) when what it misses its origin by, there and back, squared,
+is this share of the steps' squares plus so many square pixels (the bound of Sundaram, Brox, Keutzer
+2010, made soft)."""
 CELLS, CELL = 16, 8
 """Cells along the shorter side in which brightness and contrast may change from frame to frame, and
 the fewest pixels a side of one."""
 CONTRAST = 0.02
 """Contrast (0..1) below which a cell's brightness may change, but not its contrast."""
 COLOUR = (0.06, 0.16)
-"""Least and greatest colour difference (0..1) of a point that is half sure of; in between it is
-three times the clip's usual one, so that noise in all frames counts against no flow."""
+"""Least and greatest colour difference (0..1) at which a point is believed to a third; in between it
+is three times the clip's usual one, so that noise in all frames counts against no flow."""
 
 
 def returned(there: Tensor, back: Tensor) -> Tensor:  # [N, 2, H, W] twice -> [N, H, W] 0..1
