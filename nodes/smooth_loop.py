@@ -283,6 +283,10 @@ def started_fit(
     def there(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(device).clone()
 
+    if flow is not None:
+        flow = Flow(
+            there(flow.there), there(flow.back), there(flow.sure_there), there(flow.sure_back)
+        )
     fit = ImplicitFit(
         there(begin.frames), replace(preset, steps=rounds * each), flow, there(begin.masks),
         there(depth.frames[:, :, 0]) if depth is not None else None,
