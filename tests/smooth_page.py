@@ -15,6 +15,8 @@ CODEF = "CoDeF, equal time"
 LEFT, SHARP, UNCHANGED = 40.0, 5.0, 40.0
 """Percent of the flickering input's warping error that may be left; percent by which the detail may
 differ from the clean clip's; dB by which a clean clip must come through."""
+LEGIBLE = 50.0
+"""Percent of the detail below which a way's warping error is not compared: the blank picture has none."""
 BETTER = {"whole": 1, "person": 1, "warping": -1}
 """Measure -> 1 if more is better."""
 COLUMNS = {
@@ -96,6 +98,8 @@ def beaten_by(found: Found, ours: str) -> list[str]:
             if fault == CLEAN or name in (*OURS, AS_IT_IS):
                 continue
             for key, sign in BETTER.items():
+                if key == "warping" and theirs["detail_whole"] < LEGIBLE:
+                    continue
                 mine = ways[ours][key]
                 if not sign * mine > sign * theirs[key]:  # NaN loses
                     title = COLUMNS[key][0].split(" ×")[0].rstrip(" ↑↓")
@@ -147,8 +151,8 @@ def _of(found: Found, ours: str) -> list[Goal]:
 
 def page(tables: dict[str, str], facts: dict[str, object], whole: bool) -> str:
     """`facts`: what the words are filled with; `whole`: the parts, the views and the loop, too."""
-    text = HEAD.format(**tables, **facts)
-    return text + REST.format(**tables, **facts) if whole else text
+    words = tables | facts | {"legible": LEGIBLE}
+    return HEAD.format(**words) + (REST.format(**words) if whole else "")
 
 
 HEAD = """# What the smoothers take out of a flickering clip
@@ -177,8 +181,8 @@ Written by `tests/evaluate_smooth.py`, everything in one run; not edited by hand
 - *added*: the same of the difference from the clean clip, so that the clean clip has 0 and only what
   changes from frame to frame beside it counts. *of input's*: percent of what was put in.
 - *detail*: gradient energy in percent of the clean clip's, inside the performer and in the whole
-  picture. Blur lowers it, noise raises it. Wobble takes some away that nothing brings back: it is
-  drawn by cubic interpolation.
+  picture. Blur lowers it, noise raises it. A way that leaves less than {legible:.0f} % of the whole picture's is
+  not compared by its warping error, of which a blank picture has none.
 - *CoDeF, equal time*: CoDeF's published sizes and losses on the same hash grid, without any warm start,
   with as much time for its steps as Implicit Video Fit took in all, its schedule shrunk to the steps
   that fit in: {codef_steps} of 10,000.
@@ -202,7 +206,8 @@ Warping error.
 
 ## Part by part
 
-{parts_clip}.
+{parts_clip}. CoDeF's sizes, starting from noise, have {longer} times the time here ({seconds:.0f} s): in the same time
+there is no picture yet that could tell.
 
 {parts}
 
@@ -215,9 +220,10 @@ the difference between the colours that two views give to the same surface. Told
 
 ## Smoothing and sampling in turn
 
-Turnaround-Tiny with its sync, {loop_views} views x {loop_frames} frames, plain background. *single pass*: as
-sampled. *loop*: **Smooth Loop**, smoothed and sampled anew {rounds} times, with noise from {first} down to {last}.
-Columns are those of [SCOREBOARD.md](SCOREBOARD.md).
+Turnaround-Tiny with its sync, {loop_views} views x {loop_frames} frames of {loop_size}, plain background. Its views
+are soft, but steady when it is given steady colours (*as drawn*); given flickering ones (*given together*)
+its views flicker as well. *single pass*: as sampled. *loop*: **Smooth Loop**, smoothed and sampled anew
+{rounds} times, with noise from {first} down to {last}. Columns are those of [SCOREBOARD.md](SCOREBOARD.md).
 
 {loop}
 """

@@ -183,7 +183,11 @@ def test_a_goal_is_missed(fault, others, broken):
 def test_who_is_better_is_named_with_both_figures():
     lost = page.beaten_by(found("wobble", warping=5.5), page.FIT)
     assert lost == ["wobble: warping 5.50, median 5.00"]
-    # Clean clips and our own other way are no rivals.
+    # A picture without detail is steady for nothing, and clean clips and our own other way are no
+    # rivals.
+    blank = found("wobble", warping=5.5)
+    blank["wobble"]["median"]["detail_whole"] = 49.0
+    assert page.beaten_by(blank, page.FIT) == []
     rows = found()
     rows["colour"][page.QUICK] = figures(whole=50.0)
     assert page.beaten_by(rows, page.FIT) == []
