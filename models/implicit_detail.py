@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cameras import Rig
 from .implicit_pieces import Material, offsets, steady_frames
 from .implicit_start import located, pixel_centres
 from .implicit_video import ImplicitVideo, Piece
+from .implicit_views import agreed, view_casts, without_casts
 
 VOTERS = 3
 """Frames before and after that are asked."""
@@ -52,14 +54,17 @@ def low_passed(values: Tensor, shots: list[range]) -> Tensor:  # [F, ...] -> [F,
 
 @torch.no_grad()
 def add_detail(
-    video: ImplicitVideo, material: Material, strength: float, tick
+    video: ImplicitVideo,
+    material: Material,
+    strength: float,
+    tick,
+    surface: tuple[Tensor, Rig] | None = None,  # depth [V, F, H, W] and cameras of the views
 ) -> Tensor:  # [V, F, 3, H, W] 0..1
     """The smoothed frames; the video keeps what they show beyond its fields, for other times."""
     V, count = material.frames.shape[:2]
     W, H = video.size
     points = material.points.view(-1, 2)
-    out = torch.empty(V, count, 3, H, W)
-    video.detail = torch.zeros(V, count, 3, H, W, dtype=torch.float16, device=video.device)
+    out = torch.empty_like(material.frames)
     video.steady_jitter.copy_((1 - strength) * video.jitter)
     for v in range(V):
         shots = list({p.shot.start: p.shot for p in video.pieces[v]}.values())
@@ -71,10 +76,17 @@ def add_detail(
             tick()
             base = video.base(v, n, video.left(v, n, points))
             plain = _decided(clip, n, base.T.view(3, H, W), usual, strength)
-            lit = video.lit(plain.flatten(1).T, v, n, points, True)
-            video.detail[v, n] = (lit - video.lit(base, v, n, points, True)).T.view(3, H, W)
-            out[v, n] = lit.T.view(3, H, W).clamp(0, 1)
-    return out
+            out[v, n] = video.lit(plain.flatten(1).T, v, n, points, True).T.view(3, H, W)
+    if surface is not None:
+        alike = without_casts(out, view_casts(out, *surface, tick))
+        out = torch.lerp(out, agreed(alike, *surface, tick), strength)
+    video.detail = torch.empty_like(out, dtype=torch.float16)
+    for v in range(V):
+        for n in range(count):
+            base = video.base(v, n, video.left(v, n, points))
+            shown = video.lit(base, v, n, points, True).T.view(3, H, W)
+            video.detail[v, n] = out[v, n] - shown
+    return out.clamp(0, 1).cpu()
 
 
 @dataclass(frozen=True)

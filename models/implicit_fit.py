@@ -21,9 +21,8 @@ from torch import Tensor
 from .cameras import Rig
 from .flow import Flow
 from .implicit_detail import add_detail
-from .implicit_pieces import Material, build_pieces, prepare, renew_pictures, steadied
+from .implicit_pieces import Material, begin_with, build_pieces, prepare, renew_pictures, steadied
 from .implicit_video import FieldSize, ImplicitVideo, Piece, annealed, read, read_smooth
-from .implicit_views import Shared, shared_places
 from .shots import shots
 
 Step = Callable[..., None]
@@ -49,14 +48,12 @@ class Settings:
     sobel: float = 0.1
     flow: float = 1.0
     background: float = 0.003
-    across: float = 1.0
-    """How much views are held to the same colours where they see the same surface."""
     anneal: tuple[float, float] | None = None
     """Shares of the steps at which the first level of the deformation's encoding begins to speak, and
     at which all do."""
     known: bool = True
     """Begin at what flow tells, and tell jitter and casts apart."""
-    stride: int = 6
+    stride: int = 4
     """Frames from key to key; 0 = one canonical picture a shot."""
     strength: float = 1.0
     """0 = the clip as it is .. 1 = as smooth as it gets."""
@@ -80,10 +77,14 @@ PAPER = Settings(
 )
 """CoDeF's published sizes and schedule."""
 
-JITTER_RATE, CAST_RATE = 5e-5, 1e-3
+JITTER_RATE, CAST_RATE = 2e-4, 1e-3
 """Adam's learning rates of the numbers a frame: shares of the picture, and colours."""
 HELD = 0.1
 """How much jitter and casts are held to where they began, by their squares in pixels and colours."""
+
+
+STRIDE, FLOOR = 8, 0.3
+"""Pixels from patch to patch, and how often one that nothing moves in is taken, of the mean."""
 
 
 @dataclass
@@ -141,9 +142,8 @@ class ImplicitFit:
         self.pieces = [(v, p) for v, view in enumerate(self.video.pieces) for p in view]
         self.began = [t.detach().clone() for t in self._numbers()]
         self.notes = _notes(self.shots, self.material, settings)
-        self.shared: list[Shared] = []
-        if depth is not None and rig is not None and settings.across:
-            self.shared = shared_places(depth, rig, tick)
+        self.surface = (depth, rig) if depth is not None and rig is not None and V > 1 else None
+        self.busy: dict[int, Tensor] = {}
         self.optimiser = self._optimiser()
 
     def _video(self, frames: Tensor, reference: Tensor | None) -> ImplicitVideo:
@@ -156,6 +156,8 @@ class ImplicitFit:
             video.jitter.copy_(self.material.jitter)
             if self.settings.known:
                 renew_pictures(video, self.material, reference, self.tick)
+            elif reference is not None:
+                begin_with(video, reference)
         return video
 
     def _numbers(self) -> list[Tensor]:
@@ -203,14 +205,19 @@ class ImplicitFit:
     def _draw(self, count: int) -> int:
         return int(torch.randint(count, (1,), generator=self.generator))
 
-    def _patch(self) -> tuple[slice, slice]:
-        """Rows and columns that a step looks at."""
+    def _patch(self, v: int, frame: int) -> tuple[slice, slice]:
+        """Rows and columns that a step looks at: more often where frames differ."""
         W, H = self.size
         side = self.settings.patch
         if not side:
             return slice(0, H), slice(0, W)
         h, w = min(side, H), min(side, W)
-        top, left = self._draw(H - h + 1), self._draw(W - w + 1)
+        if v not in self.busy:
+            self.busy[v] = _busy(self.material.frames[v], (h, w))
+        map_ = self.busy[v][frame]
+        place = int(torch.multinomial(map_.flatten(), 1, generator=self.generator))
+        top, left = (STRIDE * n for n in divmod(place, map_.shape[1]))
+        top, left = min(top, H - h), min(left, W - w)
         return slice(top, top + h), slice(left, left + w)
 
     def _share(self) -> Tensor | None:
@@ -224,7 +231,7 @@ class ImplicitFit:
 
     def _losses(self, v: int, piece: Piece, frame: int) -> dict[str, Tensor]:
         s, m = self.settings, self.material
-        rows, columns = self._patch()
+        rows, columns = self._patch(v, frame)
         points = m.points[rows, columns].reshape(-1, 2)
         goal = m.frames[v, frame, :, rows, columns]
         layers = m.layers[:, v, frame, rows, columns].flatten(1)  # [L, N]
@@ -249,8 +256,6 @@ class ImplicitFit:
             terms["layers"] = self._layer_loss(seen, layers)
         if s.known:
             terms["held"] = self._held(v, frame)
-        for link in self._links(v, frame):
-            terms["across"] = self._across(link)
         return terms
 
     def _flow_loss(self, v, piece, frame, points, places, layers, share) -> Tensor:
@@ -289,21 +294,6 @@ class ImplicitFit:
             total = total + ((now[v, frame] - then[v, frame]) * scale).square().mean()
         return HELD * total
 
-    def _links(self, v: int, frame: int) -> list[Shared]:
-        """A pair of views, if this one has any at this moment."""
-        found = [k for k in self.shared if (v, frame) in (k.here, k.there)]
-        return [found[self._draw(len(found))]] if found else []
-
-    def _across(self, link: Shared) -> Tensor:
-        """Corresponding places of two views have the same colour, once the views' gains are out."""
-        chosen = torch.randint(len(link.places_here), (1024,), generator=self.generator)
-        ends = []
-        for (v, f), places in ((link.here, link.places_here), (link.there, link.places_there)):
-            piece = max(self.video.pieces_at(v, f), key=lambda pair: pair[1])[0]
-            points = places[chosen.to(places.device)]
-            ends.append(piece.colours(points, f))
-        return self.settings.across * (ends[0] - ends[1]).abs().mean()
-
     def _preview(self, v: int, frame: int) -> Tensor:
         w, h = self.size
         small = (max(8, w * 256 // max(w, h)), max(8, h * 256 // max(w, h)))
@@ -321,6 +311,7 @@ class ImplicitFit:
                 f"{list(self.material.frames.shape)}: give frames of the same clip."
             )
         self.material = self.material.with_frames(frames)
+        self.busy.clear()
         if self.settings.known:
             steadied(self.video, self.material, self.tick)
             renew_pictures(self.video, self.material, None, self.tick)
@@ -333,12 +324,23 @@ class ImplicitFit:
         video = self.video
         if not self.settings.known:
             return video.render(range(video.count), tick=tick)
-        return add_detail(video, self.material, self.settings.strength, tick)
+        return add_detail(video, self.material, self.settings.strength, tick, self.surface)
 
     @torch.no_grad()
     def residual(self, frames: Tensor) -> Tensor:  # [V, F, 3, H, W]
         """What was taken out: the clip minus `frames`, around middle grey."""
         return (0.5 + self.material.frames.cpu() - frames).clamp(0, 1)
+
+
+def _busy(frames: Tensor, size: tuple[int, int]) -> Tensor:  # [F, 3, H, W] -> [F, rows, columns]
+    """How much the patches of every frame differ from the frame before, and the frame after."""
+    if len(frames) < 2:
+        change = torch.ones_like(frames[:, :1])
+    else:
+        steps = (frames[1:] - frames[:-1]).abs().mean(1, keepdim=True)
+        change = torch.cat([steps[:1], steps]) + torch.cat([steps, steps[-1:]])
+    means = F.avg_pool2d(change, size, STRIDE)[:, 0].square().cpu()
+    return means + FLOOR * means.mean((1, 2), keepdim=True) + 1e-8
 
 
 def _notes(shots: list[range], material: Material, settings: Settings) -> list[str]:

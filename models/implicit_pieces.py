@@ -30,7 +30,7 @@ from .implicit_start import (
     warped_sharp,
 )  # fmt: skip
 from .implicit_still import find_still
-from .implicit_video import ImplicitVideo, Layer, Piece, places_of, read
+from .implicit_video import MARGIN, ImplicitVideo, Layer, Piece, places_of, read
 
 CELLS = 5
 """Nodes of a cast's grid along each axis: one picture may be tinted differently at its sides."""
@@ -287,21 +287,60 @@ def renew_pictures(
 ) -> None:
     """Canonical pictures become what the frames show at their places, less what is learned."""
     W, H = video.size
-    margin = (round(0.3 * W), round(0.3 * H))
+    margin = (round(MARGIN * W), round(MARGIN * H))
     for v, pieces in enumerate(video.pieces):
         frames, layers = steady_frames(video, material, v, 1.0, tick)
         for piece in pieces:
             part = slice(piece.start, piece.stop + 1)
             times = torch.arange(piece.start, piece.stop + 1, device=frames.device)
             near = 1 / (1 + (times - piece.key).abs() / max(1, len(piece) // 2))
+            extra = None
+            if reference is not None and (v, piece.start) == (0, 0):
+                extra = _fitted_reference(frames[piece.key], reference)
             for number, layer in enumerate(piece.layers):
                 inside = layers[number, part]
                 pictures = torch.cat([frames[part], inside[:, None]], 1)
                 motions = torch.stack(
                     [offsets(video, v, piece, number, int(t), False) for t in times]
                 )
-                mean = canonical_average(pictures, motions, inside, near, margin, tick)
-                layer.know(mean, (margin[0] / W, margin[1] / H))
+                given = (pictures, motions, inside, near)
+                if extra is not None:
+                    given = _one_more(given, piece.key - piece.start, *extra)
+                layer.know(canonical_average(*given, margin, tick), (margin[0] / W, margin[1] / H))
+
+
+REFERENCE = 3.0
+"""Frames that a reference picture counts for, where it shows the same."""
+
+
+def _fitted_reference(frame: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference as it lies over a frame [3, H, W], and how surely [H, W]."""
+    there = F.interpolate(reference[None], frame.shape[-2:], mode="area")[0].to(frame)
+    flow = optical_flow(torch.stack([frame, there])[None])
+    return warped_sharp(there, flow.there[0, 0]), flow.sure_there[0, 0]
+
+
+def _one_more(given: tuple[Tensor, ...], key: int, picture: Tensor, sure: Tensor):
+    """Material of a canonical picture, with a picture that lies where the key frame does."""
+    pictures, motions, inside, near = given
+    more = torch.cat([picture, pictures[key, 3:]])
+    return (
+        torch.cat([pictures, more[None]]),
+        torch.cat([motions, motions[key : key + 1]]),
+        torch.cat([inside, (sure * inside[key])[None]]),
+        torch.cat([near, near.new_tensor([REFERENCE])]),
+    )
+
+
+@torch.no_grad()
+def begin_with(video: ImplicitVideo, reference: Tensor) -> None:  # [3, h, w]
+    """Where nothing else is known, the first view's first canonical picture is the reference."""
+    W, H = video.size
+    margin = (round(MARGIN * W), round(MARGIN * H))
+    small = F.interpolate(reference[None], (H, W), mode="area").to(video.device)
+    wide = F.pad(small, (margin[0], margin[0], margin[1], margin[1]), mode="replicate")[0]
+    for layer in video.pieces[0][0].layers:
+        layer.know(torch.cat([wide, torch.ones_like(wide[:1])]), (margin[0] / W, margin[1] / H))
 
 
 def offsets(

@@ -216,7 +216,8 @@ def find_jitter(
             away = sum(float(c) * d for c, d in zip(weights, path.values(), strict=True))
             more.append(_agreed(away, tensors[n], sure[n], noise))
         jitter = jitter + torch.stack(more)
-    return jitter * restless(jitter)
+    # What is left beside the local path of jitter of two frames changes sign: about -0.2.
+    return jitter * (0.5 - 2.5 * lasting(jitter)).clamp(0, 1)
 
 
 def structure(picture: Tensor) -> Tensor:  # [3, h, w] -> [3, h, w]
@@ -261,17 +262,20 @@ NOISE_ALIKE = 8.0
 """Pixels of noise that stand for one: flow blurs it, and blotches are wider than a pixel."""
 
 
-def restless(jitter: Tensor) -> Tensor:  # [F, 2, h, w] -> [1, 1, h, w] 0..1
-    """Where displacements change sign from frame to frame, as jitter's do; what a motion leaves
-    beside a smooth path lasts for several frames."""
+def lasting(jitter: Tensor) -> Tensor:  # [F, 2, h, w] -> [h, w] -1..1
+    """How much displacements are like those of the frame before: near 0 for jitter, which a frame has
+    by itself, and near 1 for what a motion leaves beside its path."""
     if len(jitter) < 4:
-        return torch.ones_like(jitter[:1, :1])
+        return torch.zeros_like(jitter[0, 0])
     side = max(jitter.shape[-2:]) / 10
     same = (jitter[1:] * jitter[:-1]).sum(1).mean(0)
     both = 0.5 * (jitter[1:].square() + jitter[:-1].square()).sum(1).mean(0)
-    one = torch.ones_like(same)
-    same, both = smoothed(torch.stack([same, both]), one, side)
-    return (0.5 - 2.5 * same / (both + 1e-4)).clamp(0, 1)[None, None]
+    same, both = smoothed(torch.stack([same, both]), torch.ones_like(same), side)
+    return same / (both + TINY**2)
+
+
+TINY = 0.1
+"""Pixels of displacement that may last."""
 
 
 def unjittered(there: Tensor, back: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,9 +308,10 @@ def inverse(shift: Tensor, rounds: int = 4) -> Tensor:  # [2, h, w] pixels
 def fill(field: Tensor, weight: Tensor) -> Tensor:  # [C, h, w], [h, w]
     """Where nothing is known, what is known around it: means of ever coarser pixels, taken where
     the finer ones are empty."""
-    if min(field.shape[-2:]) < 2:
-        return field
     w = weight[None]
+    if min(field.shape[-2:]) < 2:
+        mean = (field * w).sum((1, 2), keepdim=True) / w.sum().clamp(min=1e-6)
+        return torch.lerp(mean.expand_as(field), field, w.clamp(0, 1))
     known = F.avg_pool2d(w[None], 2, ceil_mode=True)[0]
     total = F.avg_pool2d((field * w)[None], 2, ceil_mode=True)[0]
     coarse = fill(total / known.clamp(min=1e-6), (known[0] * 4).clamp(0, 1))
@@ -340,7 +345,7 @@ def canonical_average(
     mx, my = margin
     grid = pixel_centres(pictures.new_empty(H + 2 * my, W + 2 * mx))
     grid = grid - grid.new_tensor([mx, my])[:, None, None]
-    seen, weights = [], []
+    seen, weights, anywhere = [], [], []
     for picture, motion, trust, near in zip(pictures, motions, sure, nearness, strict=True):
         tick()
         x, y = located(grid, motion, (W, H))
@@ -348,15 +353,24 @@ def canonical_average(
         seen.append(F.grid_sample(picture[None], pair, "bicubic", "border", align_corners=False)[0])
         believed = F.grid_sample(trust[None, None], pair, "bilinear", "zeros", align_corners=False)
         inside = (x > 0) & (x < W) & (y > 0) & (y < H)
-        weights.append(near * believed[0, 0] * inside)
-    colours, weight = torch.stack(seen), torch.stack(weights)
+        anywhere.append(near * inside)
+        weights.append(anywhere[-1] * believed[0, 0])
+    both, weight, within = torch.stack(seen), torch.stack(weights), torch.stack(anywhere)
+    colours, outline = both[:, :3], both[:, 3:]
     middle = weighted_median(colours, weight)
     away = (colours - middle).abs().amax(1)
     usual = (weight * away).sum(0) / weight.sum(0).clamp(min=1e-6)
     kept = weight / (1 + (away / (2 * usual + TYPICAL)).square()) ** 2
     total = kept.sum(0)
     mean = (colours * kept[:, None]).sum(0) / total.clamp(min=1e-6)
-    return fill(mean, (total / 0.05).clamp(0, 1))
+    covers = (outline * within[:, None]).sum(0) / within.sum(0).clamp(min=1e-6)
+    known = within.sum(0)
+    return torch.cat(
+        [
+            fill(mean, (total / 0.05).clamp(0, 1)),
+            fill(covers, (known / 0.05).clamp(0, 1)),
+        ]
+    )
 
 
 def located(

@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .implicit_start import cast_between, correct, hats, inverse, smoothed, structure, warped_sharp
+from .implicit_start import (
+    cast_between,
+    correct,
+    hats,
+    inverse,
+    lasting,
+    smoothed,
+    structure,
+    warped_sharp,
+)
 
 ROUNDS = 4
 STILL_PATCH = 7
@@ -77,11 +86,16 @@ def find_still(pictures: Tensor, cells: int, tick) -> Still:  # [F, 3, h, w]
         total = share.sum(0)
         mean = (steady * share[:, None]).sum(0) / total.clamp(min=1e-6)
         plate = torch.lerp(steady.median(0).values, mean, (total / (count / 4)).clamp(0, 1))
+    lasts = lasting(jitter)
     return Still(
-        share,
+        share * (lasts < MOTION),
         *(t.view(count, 3, cells, cells) for t in (gain, offset)),
-        jitter * _worth(jitter),
+        jitter * _worth(jitter) * ((MOTION - lasts) / MOTION).clamp(0, 1),
     )
+
+
+MOTION = 0.4
+"""Likeness of displacements from frame to frame from which they are motion."""
 
 
 UNSURE = 0.2

@@ -339,7 +339,8 @@ class ImplicitVideo(nn.Module):
         """A canonical picture, all layers over each other."""
         layers = self.pieces[view][piece].layers
         w, h = size or tuple(round(n * (1 + 2 * MARGIN)) for n in self.size)
-        places = places_of((w, h), self.device) * (1 + 2 * MARGIN) - MARGIN
+        margin = layers[0].margin
+        places = places_of((w, h), self.device) * (1 + 2 * margin) - margin
         parts = []
         for some in places.split(POINTS):
             out = layers[0].colours(some)[:, :3]
