@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filters import gaussian
 from .metrics import sample
 from .relief import opencv
 
@@ -264,13 +265,7 @@ def blurred(pictures: Tensor, sigma: float) -> Tensor:  # [F, 1, h, w]
     h, w = pictures.shape[-2:]
     shrink = max(1, int(sigma / 4))
     small = F.interpolate(pictures, (-(-h // shrink), -(-w // shrink)), mode="area")
-    sigma /= shrink
-    reach = math.ceil(3 * sigma)
-    x = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
-    kernel = torch.exp(-(x**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    padded = F.pad(small, (reach,) * 4, mode="replicate")
-    smooth = F.conv2d(F.conv2d(padded, kernel), kernel.mT)
+    smooth = gaussian(small[:, 0], sigma / shrink)[:, None]
     return F.interpolate(smooth, (h, w), mode="bilinear", align_corners=False)
 
 

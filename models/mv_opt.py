@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
+from .filters import gaussian, grown
 from .flow import flow_both_ways
 from .mv_opt_links import (
     STANDING,
@@ -23,8 +24,6 @@ from .mv_opt_links import (
     bends,
     casts_of,
     drift_of,
-    gaussian,
-    grown,
     outline_shifts,
     over_time,
     spread,

@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
-from .mv_opt_links import CELL, STEADY_CELL, Basis, Bend, Link, basis, gaussian, read_at, spread
+from .filters import gaussian, read_at
+from .mv_opt_links import CELL, STEADY_CELL, Basis, Bend, Link, basis, spread
 
 TALLEST = 256
 """Pixels: larger windows are shrunk while fields are sought; fields are smooth, and applied in full."""

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .mv_opt_links import Basis, add_normal, gaussian, read_at, spread
+from .filters import gaussian, read_at
+from .mv_opt_links import Basis, add_normal, spread
 from .mv_opt_objective import (
     ANCHORS,
     BEND,

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
+from .filters import read_at
 from .relief import box, mask_from_plain_background
 from .views import Views, as_pictures
 
@@ -153,18 +154,6 @@ def _pixels(
     return (ahead @ K.mT)[:, :2] / far.clamp(min=1e-6)[:, None], far
 
 
-def _read(
-    picture: Tensor,  # [C, H, W]
-    pixels: Tensor,  # [N, 2]
-) -> Tensor:  # [C, N]
-    """Bilinear, border repeated."""
-    H, W = picture.shape[-2:]
-    grid = pixels * pixels.new_tensor([2 / W, 2 / H]) - 1
-    return F.grid_sample(
-        picture[None], grid[None, None], padding_mode="border", align_corners=False
-    )[0, :, 0]
-
-
 def _cube(masks: Tensor, rig: Rig) -> tuple[Tensor, float]:  # [3] world, metres
     """The middle of the performer, and how far it reaches from there."""
     normal, side = torch.zeros(3, 3), torch.zeros(3)
@@ -204,11 +193,11 @@ def _agreed(
         inside = (far > 0) & (pixels >= 0).all(1)
         inside &= (pixels[:, 0] <= rig.width) & (pixels[:, 1] <= rig.height)
         seen += inside
-        value = torch.where(inside, _read(masks[v, None], pixels)[0], 1.0)
+        value = torch.where(inside, read_at(masks[v, None], pixels)[:, 0], 1.0)
         least, value = torch.minimum(least, value), torch.maximum(least, value)
         if lost is not None:
             second = torch.minimum(second, value)
-            missed += inside & (_read(lost[v, None], pixels)[0] > 0)
+            missed += inside & (read_at(lost[v, None], pixels)[:, 0] > 0)
     value = torch.where(missed >= LOST, second, least)
     return torch.where(seen >= NEEDED, value, 0.0)
 

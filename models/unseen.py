@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from . import filters
 from .geometry import EMPTY, SEEN, UNSEEN_SIDE
 from .views import (
     LATENT_STRIDE,
@@ -110,7 +111,7 @@ def grown(
     margin: int,  # latent pixels
 ) -> Tensor:
     """The mask and all within `margin` of it, also across corners."""
-    return F.max_pool2d(mask[:, None].float(), 2 * margin + 1, 1, margin)[:, 0] > 0
+    return filters.grown(mask.float(), margin) > 0
 
 
 def unseen_mask(
