@@ -46,7 +46,7 @@ class Plan:
     """The real clip, the parts, several views and the loop, too."""
 
 
-FULL = Plan((128, 160), 16, (3,), (CLEAN, *clip_faults.FAULTS))
+FULL = Plan((128, 160), 16, (3, 0), (CLEAN, *clip_faults.FAULTS))
 SMALL = Plan((80, 96), 8, (3,), ("exposure", "wobble"), all=False)
 
 Pictures = dict[str, Tensor]

@@ -134,7 +134,8 @@ def scores(result: Tensor, clip: Clip) -> Scores:
 
     whole, person: PSNR, dB. warping: 100 x warping error along the clip's own motion, of the pictures
     as they are; added: of their differences from the clean ones, so that a clip that is right, or
-    wrong in the same way in all frames, has 0. detail, detail_whole: gradient energy, percent of the
+    wrong in the same way in all frames, has 0. off: percent of the performer that is another colour
+    than it should be, over places of some pixels: limbs that are gone, ghosts. detail, detail_whole: gradient energy, percent of the
     clean clip's, inside the performer and everywhere.
     """
     from turnaround.models import metrics
@@ -146,9 +147,22 @@ def scores(result: Tensor, clip: Clip) -> Scores:
         "person": metrics.psnr(result, clean, clip.masks > 0.5),
         "warping": 100 * metrics.flicker(result, clip.flow, clip.seen),
         "added": 100 * metrics.flicker(result - clean, clip.flow, clip.seen),
+        "off": 100 * off(result - clean, clip.masks),
         "detail": evaluate_sync.detail(result, clean, clip.masks),
         "detail_whole": evaluate_sync.detail(result, clean, everywhere),
     }
+
+
+PLACE, FAR = 5, 0.1
+"""Pixels a side of a place, and the difference of its mean colour that is seen at once."""
+
+
+def off(away: Tensor, masks: Tensor) -> float:  # [V, F, 3, H, W], [V, F, H, W]
+    """Share of the performer's pixels around which the mean of some channel is far off."""
+    flat = away.flatten(0, 1)
+    mean = torch.nn.functional.avg_pool2d(flat, PLACE, 1, PLACE // 2, count_include_pad=False)
+    wrong = mean.abs().amax(1) > FAR
+    return float(wrong[masks.flatten(0, 1) > 0.5].float().mean())
 
 
 def cross_view(result: Tensor, clip: Clip) -> float:

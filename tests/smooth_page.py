@@ -22,7 +22,7 @@ BETTER = {"whole": 1, "person": 1, "warping": -1}
 COLUMNS = {
     "whole": ("PSNR whole ↑", 2), "person": ("PSNR person ↑", 2),
     "warping": ("warping ×100 ↓", 2), "share": ("of input's %", 0), "added": ("added ×100 ↓", 2),
-    "added_share": ("of input's %", 0), "detail": ("detail %", 1),
+    "added_share": ("of input's %", 0), "off": ("off %", 1), "detail": ("detail %", 1),
     "detail_whole": ("detail whole %", 1), "seconds": ("s", 0),
 }  # fmt: skip
 
@@ -180,6 +180,8 @@ Written by `tests/evaluate_smooth.py`, everything in one run; not edited by hand
   lowers it.
 - *added*: the same of the difference from the clean clip, so that the clean clip has 0 and only what
   changes from frame to frame beside it counts. *of input's*: percent of what was put in.
+- *off*: percent of the performer whose colour, as a mean over 5 x 5 pixels, is more than 0.1 from the
+  clean clip's: what is seen at once, such as limbs that are gone, and ghosts.
 - *detail*: gradient energy in percent of the clean clip's, inside the performer and in the whole
   picture. Blur lowers it, noise raises it. A way that leaves less than {legible:.0f} % of the whole picture's is
   not compared by its warping error, of which a blank picture has none.

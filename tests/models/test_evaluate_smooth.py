@@ -78,6 +78,14 @@ def test_blur_lowers_the_detail_and_errors_outside_do_not_touch_the_person(clip)
     assert smooth_clips.scores(0.5 * clip.frames, clip)["detail"] == pytest.approx(25, rel=1e-4)
 
 
+def test_a_limb_that_is_gone_is_off_and_noise_is_not(clip):
+    gone = clip.frames.clone()
+    gone[:, 0, :, 8:24, 8:-8] += 0.3  # half of the performer in one frame of six
+    assert smooth_clips.scores(gone, clip)["off"] == pytest.approx(100 / 12, rel=0.15)
+    noise = 0.1 * torch.randn(clip.frames.shape, generator=torch.Generator().manual_seed(0))
+    assert smooth_clips.scores(clip.frames + noise, clip)["off"] < 0.1
+
+
 def test_every_view_and_frame_flickers_by_itself(clip):
     assert torch.equal(clip.flickering(smooth_clips.CLEAN), clip.frames)
     for fault in clip_faults.FAULTS:
@@ -133,7 +141,7 @@ def test_codef_stops_when_its_time_is_over():
 
 def figures(**others: float) -> dict[str, float]:
     return {
-        "whole": 25.0, "person": 25.0, "warping": 5.0, "added": 4.0, "detail": 90.0,
+        "whole": 25.0, "person": 25.0, "warping": 5.0, "added": 4.0, "off": 1.0, "detail": 90.0,
         "detail_whole": 90.0,
     } | others  # fmt: skip
 
@@ -209,7 +217,9 @@ def test_means_are_taken_over_clips_that_know_the_figure():
 def test_tables_have_a_row_a_way():
     lines = page.ways_table(found()["colour"]).splitlines()
     assert len(lines) == 2 + 3
-    assert lines[-1].startswith(f"| {page.FIT} | 30.00 | 30.00 | 2.00 | 20 | 1.00 | 11 | 99.0 |")
+    assert lines[-1].startswith(
+        f"| {page.FIT} | 30.00 | 30.00 | 2.00 | 20 | 1.00 | 11 | 1.0 | 99.0 |"
+    )
     lines = page.one_measure_table(found(), "whole").splitlines()
     assert lines[0] == "| | clean | colour | wobble |"
     assert lines[-1] == f"| {page.FIT} | 45.00 | 30.00 | 30.00 |"
