@@ -22,22 +22,25 @@ from torch import Tensor
 
 from . import deflicker_places as places
 from .deflicker_colour import Pair, Tints, grid_of, readable, tints
-from .deflicker_texture import averaged, enlarged, noise_of, read, read_sharply, smoothed
-from .flow import SMALLEST, optical_flow
+from .deflicker_texture import averaged, crisp, enlarged, noise_of, read, read_sharply, smoothed
+from .flow import SMALLEST, evened
 from .mv_opt_links import gaussian, read_at
+from .relief import opencv
 from .shots import shots
 
 Step = Callable[..., None]
-WORK = 256 * 256
+WORK = 1 << 17
 """Pixels of the pictures on which everything is measured."""
 FIRST = 2
-"""Frames to either side that are averaged before places are measured: noise misleads flow."""
+"""Frames to either side that are averaged before the flow that texture follows: noise misleads it."""
+QUIET = 0.01
+"""Noise (of 1) below which flow is not misled."""
 DISTANCES = (1, 2, 4)
 """Frames from one to the other of a pair whose colours are compared."""
 ROUNDS = 2
 """Times that places are measured: flow evens out a part of what it measures."""
-SHARE = 3
-"""Of so many followed points, one is compared in colour."""
+ENOUGH = 1400
+"""Points of a frame that are compared in colour."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,22 @@ class _Ticker:
 
 
 def _flows(small: Tensor, tick: _Ticker) -> tuple[Tensor, Tensor]:
-    flow = optical_flow(small[None], lambda *_: tick(0))
-    tick(len(small))
-    return flow.there[0], flow.back[0]
+    """There and back [n - 1, 2, h, w], as OpenCV's DIS finds them: what is sure of a flow is found
+    elsewhere here, and nothing may be held still that is meant to be measured."""
+    cv2 = opencv("Deflickering", "")
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis.setFinestScale(0)
+    grey = [
+        (evened(small[f : f + 1])[0] * 255).round().clamp(0, 255).byte().cpu().numpy()
+        for f in range(len(small))
+    ]
+    there, back = [], []
+    for f in range(1, len(grey)):
+        there.append(torch.from_numpy(dis.calc(grey[f - 1], grey[f], None)))
+        tick(0)
+        back.append(torch.from_numpy(dis.calc(grey[f], grey[f - 1], None)))
+        tick(1)
+    return tuple(torch.stack(way).movedim(-1, 1).to(small) for way in (there, back))
 
 
 def _remedy(small: Tensor, settings: DeflickerSettings, tick: _Ticker) -> _Remedy:
@@ -172,27 +188,26 @@ def _remedy(small: Tensor, settings: DeflickerSettings, tick: _Ticker) -> _Remed
     flows = _flows(small, tick)
     tint = tints(list(_pairs(small, flows, tick)), len(small), grid_of(small), settings.colour)
     small = tint.apply(small, slice(None))
-    bent, shifts = 0.0, None
-    if settings.places > 0 or settings.texture > 0:
-        looks = smoothed(small)
-        noise = noise_of(looks, flows[0])
-        calm = torch.stack(
-            [
-                averaged(f, lambda g: small[g], looks, flows, noise, FIRST)
-                for f in _told(small, tick)
-            ]
-        )
-        flows = _flows(calm, tick)
+    calm, flows = _calmed(small, flows, tick)
+    shifts, bent = None, 0.0
     if settings.places > 0:
-        shifts, bent = _shifts(calm, flows, settings.places, tick)
+        shifts, bent, flows = _straightened(calm, flows, settings.places, tick)
     if shifts is not None:
-        small, calm = (
-            torch.stack([read_sharply(p, s) for p, s in zip(pictures, shifts, strict=True)])
-            for pictures in (small, calm)
-        )
-        flows = _flows(calm, tick)
+        small = torch.stack([read_sharply(p, s) for p, s in zip(small, shifts, strict=True)])
     looks = smoothed(small)
     return _Remedy(tint, shifts, looks, flows, noise_of(looks, flows[0]), bent)
+
+
+def _calmed(
+    small: Tensor, flows: tuple[Tensor, Tensor], tick: _Ticker
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The pictures with less noise, which misleads flow, and their flow."""
+    looks = smoothed(small)
+    noise = noise_of(looks, flows[0])
+    if noise < QUIET**2:
+        return small, flows
+    calm = [averaged(f, lambda g: small[g], looks, flows, noise, FIRST) for f in _told(small, tick)]
+    return torch.stack(calm), _flows(torch.stack(calm), tick)
 
 
 def _told(small: Tensor, tick: _Ticker) -> Iterator[int]:
@@ -209,7 +224,8 @@ def _pairs(small: Tensor, flows: tuple[Tensor, Tensor], tick: _Ticker) -> Iterat
         tracks = places.follow(*flows, f, max(DISTANCES))
         order = tracks.offsets.tolist()
         start = tracks.places[order.index(0)]
-        some = (torch.arange(len(start), device=start.device) + f) % SHARE == 0
+        sparse = max(1, len(start) // ENOUGH)
+        some = (torch.arange(len(start), device=start.device) + f) % sparse == 0
         here = read_at(soft[f], start)
         for k in DISTANCES:
             if k not in order:
@@ -223,27 +239,26 @@ def _pairs(small: Tensor, flows: tuple[Tensor, Tensor], tick: _Ticker) -> Iterat
                 )  # fmt: skip
 
 
-def _shifts(
+def _straightened(
     calm: Tensor, flows: tuple[Tensor, Tensor], strength: float, tick: _Ticker
-) -> tuple[Tensor | None, float]:
-    """Where to read every frame so that it is straight [n, 2, h, w], and how far it was bent; None
-    where flow could not tell wobble from its own error."""
+) -> tuple[Tensor | None, float, tuple[Tensor, Tensor]]:
+    """Where to read every frame so that it is straight [n, 2, h, w], how far it was bent, and the
+    flow then; None and 0 where flow can't tell wobble from its own error."""
     start, shifts, bent = calm, torch.zeros_like(calm[:, :2]), 0.0
-    for n in range(ROUNDS):
+    for _ in range(ROUNDS):
         contrast = places.contrast_of(calm)
         wobble, usual = places.wobble_of(flows, contrast)
         share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 2)
         if share == 0:
-            return (shifts, bent) if n else (None, 0.0)
+            break
         bent = max(bent, wobble)
         for f in _told(calm, tick):
             field = places.beside(flows, f, contrast[f], wobble)
             new = share * places.undone(field[None])[0]
             shifts[f] = new + read(shifts[f], new)
-        if n + 1 < ROUNDS:
-            calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
-            flows = _flows(calm, tick)
-    return shifts, bent
+        calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
+        flows = _flows(calm, tick)
+    return (shifts if bent else None), bent, flows
 
 
 def _steady(
@@ -258,7 +273,7 @@ def _steady(
             ready[f] = remedy.tints.apply(frame, slice(f, f + 1))[0]
             if remedy.shifts is not None:
                 shift = enlarged(remedy.shifts[f], *frame.shape[-2:])
-                ready[f] = read_sharply(ready[f], shift)
+                ready[f] = crisp(read_sharply(ready[f], shift))
         return ready[f]
 
     for f in range(len(frames)):

@@ -24,21 +24,27 @@ DARKEST, BRIGHTEST = 0.01, 0.985
 ALIKE, AT_ALL = 2e-3, 1e-5
 """Weight of the differences of neighbouring nodes, and of the nodes themselves, against one frame's
 comparisons: the fields are smooth, and where nothing is known, as their surroundings."""
+STIFF = 10.0
+"""Times the weight for the factors' part, which plain surfaces hardly tell from the addends'."""
 ROUNDS, STEPS = 3, 60
 """Reweighted fits, and conjugate gradient steps in each."""
 CERTAIN = 0.004
 """Typical difference (of 1) below which comparisons are not told apart."""
-BREAK = 5.0
+BREAK = 4.0
 """Standard errors by which colours before and after a moment must differ for it to be a change of
 light that stays."""
-HALF = 6
+HALF = 8
 """Frames before and after such a moment that are compared."""
+FEWEST = 5
+"""Frames that tell a slope from flicker."""
 WIDTHS = (3.0, 6.0, 12.0, 24.0, 96.0)
 """Frames (sigma) over which light may change and is kept; the clip itself says which."""
 LEVELS = (0.25, 0.75)
 """Colours at which curves are compared."""
 USUAL = 0.002
 """Root mean square by which frames without flicker seem to differ."""
+TOGETHER = 2.0
+"""Neighbouring places that share their noise."""
 
 
 class Pair(NamedTuple):
@@ -65,8 +71,14 @@ class Tints:
     size: float
     """Root mean square of the flicker, of 1, before it was lessened."""
 
+    @property
+    def any(self) -> bool:
+        return bool((self.gain != 1).any() or (self.offset != 0).any())
+
     def apply(self, pictures: Tensor, numbers: Tensor | slice) -> Tensor:  # [N, 3, H, W]
         """The frames of these numbers, corrected."""
+        if not self.any:
+            return pictures
         gain, offset = (
             _drawn(field[numbers], *pictures.shape[-2:])
             for field in (self.gain.to(pictures), self.offset.to(pictures))
@@ -153,7 +165,7 @@ def _prior(grid: tuple[int, int], dtype, device) -> Tensor:  # [K, K]
         rows = torch.zeros(a.numel(), nodes, dtype=dtype, device=device)
         rows.scatter_(1, a.reshape(-1, 1), 1.0).scatter_(1, b.reshape(-1, 1), -1.0)
         matrix += ALIKE * rows.T @ rows
-    return torch.block_diag(matrix, matrix)
+    return torch.block_diag(matrix, STIFF * matrix)
 
 
 def _fit(pairs: Sequence[Pair], count: int, gain: Tensor, offset: Tensor, scale: float):
@@ -210,10 +222,13 @@ def tints(
         slope, level = change[1], change[0] - 0.5 * change[1]
         gain, offset = gain * (1 + slope), offset * (1 + slope) + level
         scale = max(3 * size, CERTAIN)
-    return _fast_part(gain, offset, strength)
+    # Least squares' own error: as many factors as a frame has, from as many places as tell of it.
+    told = 2 * sum(len(pair.places_here) for pair in pairs) / count
+    usual = (USUAL**2 + TOGETHER * size**2 * 2 * grid[0] * grid[1] / told) ** 0.5
+    return _fast_part(gain, offset, usual, strength)
 
 
-def _fast_part(gain: Tensor, offset: Tensor, strength: float) -> Tints:
+def _fast_part(gain: Tensor, offset: Tensor, usual: float, strength: float) -> Tints:
     """What is left of the corrections when what changes slowly is taken out of them."""
     # Two colours of the curve, rather than factor and addend, which are hardly known apart.
     ends = torch.stack([gain * v + offset for v in LEVELS], 1)  # [F, 2, 3, rows, columns]
@@ -223,7 +238,7 @@ def _fast_part(gain: Tensor, offset: Tensor, strength: float) -> Tints:
     gain, offset = gain / gain_slow, (offset - offset_slow) / gain_slow
     away = torch.stack([gain * v + offset - v for v in LEVELS])
     size = float(away.square().mean().sqrt())
-    share = strength * max(0.0, 1 - (USUAL / max(size, 1e-9)) ** 2)
+    share = strength * max(0.0, 1 - (usual / max(size, 1e-9)) ** 2)
     return Tints(1 + share * (gain - 1), share * offset, size)
 
 
@@ -241,40 +256,43 @@ def slow(values: Tensor) -> Tensor:  # [F, N] -> [F, N]
 
 
 def _smoothed(values: Tensor) -> Tensor:
-    """By local lines under a Gaussian as wide as tells best what every frame has from the others
-    (leave-one-out cross-validation)."""
+    """By local means or lines under a Gaussian, whichever tells best what every frame has from the
+    others (leave-one-out cross-validation)."""
     best, lowest = values, torch.inf
-    for reach in WIDTHS:
-        kernel = _lines(len(values), reach, values)
-        smooth = kernel @ values
-        own = kernel.diagonal().clamp(max=1 - 1e-3)[:, None]
-        error = float(((values - smooth) / (1 - own)).square().mean())
-        if error < lowest:
-            best, lowest = smooth, error
+    for degree in (0, 1) if len(values) >= FEWEST else (0,):
+        for reach in WIDTHS:
+            kernel = _kernel(len(values), reach, degree, values)
+            smooth = kernel @ values
+            own = kernel.diagonal().clamp(max=1 - 1e-3)[:, None]
+            error = float(((values - smooth) / (1 - own)).square().mean())
+            if error < lowest:
+                best, lowest = smooth, error
     return best
 
 
-def _lines(count: int, reach: float, like: Tensor) -> Tensor:  # [F, F]
+def _kernel(count: int, reach: float, degree: int, like: Tensor) -> Tensor:  # [F, F]
     """What every frame's value weighs in every frame's smoothed one."""
     t = torch.arange(count, device=like.device, dtype=like.dtype)
     apart = t[None] - t[:, None]
     weight = torch.exp(-apart.square() / (2 * reach**2))
     s0, s1, s2 = ((weight * apart**k).sum(1, keepdim=True) for k in range(3))
-    s2 = s2 + reach**2  # a little of a level line: few frames tell no slope
+    if degree == 0:
+        return weight / s0
     return weight * (s2 - s1 * apart) / (s0 * s2 - s1**2)
 
 
 def lasting_changes(values: Tensor) -> list[int]:  # [F, N]
-    """Frames from which on the values are others than before, by far more than they flicker."""
-    F_ = len(values)
-    score = torch.zeros(F_)
-    for f in range(3, F_ - 2):
-        before, after = values[max(0, f - HALF) : f], values[f : f + HALF]
-        apart = (after.mean(0) - before.mean(0)).square().mean()
-        spread = (
-            (before - before.mean(0)).square().sum(0) + (after - after.mean(0)).square().sum(0)
-        ).mean() / (len(before) + len(after) - 2)
-        error = (spread + CERTAIN**2) * (1 / len(before) + 1 / len(after))
-        score[f] = (apart / error).sqrt()
+    """Frames from which on the values are others than before, by far more than they flicker, and
+    than they rise or fall anyway: a step fitted together with a line, and its standard error."""
+    score = torch.zeros(len(values))
+    for f in range(3, len(values) - 2):
+        start, end = max(0, f - HALF), min(len(values), f + HALF)
+        t = torch.arange(start - f, end - f, dtype=torch.float64, device=values.device)
+        X = torch.stack([torch.ones_like(t), t, (t >= 0).to(t)], 1)
+        inverse = torch.linalg.inv(X.T @ X)
+        factors = inverse @ X.T @ values[start:end].double()
+        left = (values[start:end] - X @ factors).square().sum(0).mean() / max(1, len(t) - 3)
+        error = (left + CERTAIN**2) * inverse[2, 2]
+        score[f] = (factors[2].square().mean() / error).sqrt()
     peak = F.max_pool1d(score[None, None], 2 * HALF - 1, 1, HALF - 1)[0, 0]
     return ((score == peak) & (score > BREAK)).nonzero()[:, 0].tolist()
