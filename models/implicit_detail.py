@@ -8,13 +8,14 @@ new surface) the frame itself decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
+from .filters import gaussian
 from .implicit_pieces import Material, offsets, steady_frames
 from .implicit_start import located, pixel_centres
 from .implicit_video import ImplicitVideo, Piece
@@ -24,7 +25,9 @@ VOTERS = 3
 """Frames before and after that are asked."""
 PATCH = 7
 """Pixels a side over which frames are compared."""
-ALIKE = 2.0
+SOFT = 1.0
+"""Pixels of blur before frames are compared."""
+ALIKE = 1.0
 """Times the clip's usual difference of two frames beyond which a voter counts little."""
 QUIET, QUIET_FACTOR = 5, 1.3
 """The fifth of the patches that differ least tells flicker (others differ by motion that is not quite
@@ -64,7 +67,7 @@ def add_detail(
     V, count = material.frames.shape[:2]
     W, H = video.size
     points = material.points.view(-1, 2)
-    out = torch.empty_like(material.frames)
+    out, bases = torch.empty_like(material.frames), torch.empty_like(material.frames)
     video.steady_jitter.copy_((1 - strength) * video.jitter)
     for v in range(V):
         shots = list({p.shot.start: p.shot for p in video.pieces[v]}.values())
@@ -74,8 +77,8 @@ def add_detail(
         usual = _usual(clip, tick)
         for n in range(count):
             tick()
-            base = video.base(v, n, video.left(v, n, points))
-            plain = _decided(clip, n, base.T.view(3, H, W), usual, strength)
+            bases[v, n] = video.base(v, n, video.left(v, n, points)).T.view(3, H, W)
+            plain = _decided(clip, n, bases[v, n], usual, strength)
             out[v, n] = video.lit(plain.flatten(1).T, v, n, points, True).T.view(3, H, W)
     if surface is not None:
         alike = without_casts(out, view_casts(out, *surface, tick))
@@ -83,7 +86,7 @@ def add_detail(
     video.detail = torch.empty_like(out, dtype=torch.float16)
     for v in range(V):
         for n in range(count):
-            base = video.base(v, n, video.left(v, n, points))
+            base = bases[v, n].flatten(1).T
             shown = video.lit(base, v, n, points, True).T.view(3, H, W)
             video.detail[v, n] = out[v, n] - shown
     return out.clamp(0, 1).cpu()
@@ -99,6 +102,8 @@ class _Clip:
     """[F, 3, H, W]"""
     layers: Tensor
     """[L, F, H, W]"""
+    known: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    """Deformations that were looked up, by key, layer and frame."""
 
     def neighbour(self, n: int, m: int) -> tuple[Tensor, Tensor] | None:
         """What frame m shows at the points of frame n [3, H, W], and how surely [H, W]."""
@@ -125,28 +130,36 @@ class _Clip:
         return seen[:3], (inside * same).clamp(0, 1)
 
     def _places(self, piece: Piece, n: int, m: int, layer: int) -> Tensor:  # [2, H, W] pixels
-        here, there = (offsets(self.video, self.view, piece, layer, t) for t in (n, m))
+        here, there = (self._offsets(piece, layer, t) for t in (n, m))
         own = pixel_centres(self.frames[n])
         away = F.interpolate(here[None], own.shape[-2:], mode="bilinear")[0]
         return located(own + away, there, self.video.size, own)
 
+    def _offsets(self, piece: Piece, layer: int, frame: int) -> Tensor:
+        name = (piece.key, layer, frame)
+        if name not in self.known:
+            self.known[name] = offsets(self.video, self.view, piece, layer, frame)
+        return self.known[name]
+
 
 def _usual(clip: _Clip, tick) -> float:
-    """How much two neighbouring frames usually differ: twice the flicker's variance."""
+    """How much two neighbouring frames, softened, usually differ: twice the flicker's variance."""
     count = len(clip.frames)
     found = []
     for n in torch.linspace(0, count - 2, min(8, count - 1)).round().long().tolist():
         tick()
         pair = clip.neighbour(n, n + 1) if n >= 0 else None
         if pair is not None:
-            away = _patches((clip.frames[n] - pair[0]).square().mean(0))
-            found.append(away[pair[1] > 0.9])
+            found.append(_apart(clip.frames[n], pair[0])[pair[1] > 0.9])
     flat = torch.cat(found) if found else torch.zeros(0)
-    return (
-        max(LEAST, QUIET_FACTOR * float(flat.sort().values[len(flat) // QUIET]))
-        if len(flat)
-        else LEAST
-    )
+    if not len(flat):
+        return LEAST
+    return max(LEAST, QUIET_FACTOR * float(flat.sort().values[len(flat) // QUIET]))
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:  # [3, H, W] twice -> [H, W]
+    """Mean squared difference of patches, softened first: grain shrinks, what lies elsewhere stays."""
+    return _patches(gaussian(a - b, SOFT).square().mean(0))
 
 
 def _patches(values: Tensor) -> Tensor:  # [H, W]
@@ -162,7 +175,7 @@ def _decided(clip: _Clip, n: int, base: Tensor, usual: float, strength: float) -
         pair = clip.neighbour(n, m) if m != n else None
         if pair is None:
             continue
-        away = _patches((own - pair[0]).square().mean(0)) / usual
+        away = _apart(own, pair[0]) / usual
         w = strength * pair[1] * torch.exp(-(away - 1).clamp(min=0) / ALIKE)
         total += w * pair[0]
         weight += w
@@ -170,5 +183,4 @@ def _decided(clip: _Clip, n: int, base: Tensor, usual: float, strength: float) -
     mean = total / weight
     # What is left of the flicker's variance in the mean: where the fields differ no more, they are it.
     noise = usual / 2 * squares / weight.square()
-    away = _patches((mean - base).square().mean(0))
-    return torch.lerp(mean, base, strength * noise / away.maximum(noise))
+    return torch.lerp(mean, base, strength * noise / _apart(mean, base).maximum(noise))
