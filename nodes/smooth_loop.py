@@ -96,7 +96,8 @@ class Refiner:
 
     def _sampled(self, latent: dict, strength: float, r: int) -> Tensor:
         """Another seed each round: the same noise twice would leave its mark."""
-        steps, seed = math.ceil(self.steps * strength), (self.seed + r) % 2**64
+        steps = math.ceil(round(self.steps * strength, 6))  # 10 steps at 0.3 are 3, not 4
+        seed = (self.seed + r) % 2**64
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
         model = self.model
         bar = self.rounds.part(SAMPLE)
