@@ -223,9 +223,11 @@ the difference between the colours that two views give to the same surface. Told
 ## Smoothing and sampling in turn
 
 Turnaround-Tiny with its sync, {loop_views} views x {loop_frames} frames of {loop_size}, plain background. Its views
-are soft, but steady when it is given steady colours (*as drawn*); given flickering ones (*given together*)
-its views flicker as well. *single pass*: as sampled. *loop*: **Smooth Loop**, smoothed and sampled anew
-{rounds} times, with noise from {first} down to {last}. Columns are those of [SCOREBOARD.md](SCOREBOARD.md).
+are soft but hardly flicker, so flicker of all kinds is put in: into the views of the first pass (a model
+that flickers by itself, told steady colours), or into the colours that the model is told, in the first
+pass and ever after (it repeats them, and no smoothing can change what it is told). *loop*: **Smooth
+Loop**, smoothed and sampled anew {rounds} times, with noise from {first} down to {last}. Columns are those of
+[SCOREBOARD.md](SCOREBOARD.md).
 
 {loop}
 """
