@@ -34,7 +34,7 @@ from .implicit_video import MARGIN, ImplicitVideo, Layer, Piece, places_of, read
 
 CELLS = 5
 """Nodes of a cast's grid along each axis: one picture may be tinted differently at its sides."""
-BENDS = 24
+BENDS = 40
 """Cells of the jitter across the longer side."""
 HALF = 2
 """Pixels between the known motions of neighbouring places."""

@@ -18,7 +18,7 @@ from .metrics import sample
 
 NEIGHBOURS = 3
 """Frames before and after that a frame is compared with."""
-SMALL = 160
+SMALL = 240
 """Pixels of the longer side at which casts and jitter are found: both are smooth."""
 ROUNDS = 3
 """How often neighbours are corrected and compared again."""

@@ -27,12 +27,12 @@ from .implicit_start import (
     warped_sharp,
 )
 
-ROUNDS = 4
+ROUNDS = 5
 STILL_PATCH = 7
 """Pixels a side over which a frame is compared with the mean."""
 EDGE = 3
 """Pixels a side by which what moves is widened."""
-SWAY = 1.5
+SWAY = 2.5
 """Pixels by which what stands still may be bent before its jitter is known."""
 FAR = 2.5
 """Times the usual difference from the mean beyond which something else is seen."""
@@ -81,7 +81,7 @@ def find_still(pictures: Tensor, cells: int, tick) -> Still:  # [F, 3, h, w]
             [correct(p, g, o, weights) for p, g, o in zip(straight, gain, offset, strict=True)]
         )
         share = _share(steady, plate)
-        jitter = _nearer(steady, plate, jitter, share)
+        jitter = _nearer(steady, plate, jitter, share, tick)
         jitter = jitter - jitter.mean(0)  # on average the clip stands where it should
         total = share.sum(0)
         mean = (steady * share[:, None]).sum(0) / total.clamp(min=1e-6)
@@ -98,7 +98,7 @@ MOTION = 0.4
 """Likeness of displacements from frame to frame from which they are motion."""
 
 
-UNSURE = 0.2
+UNSURE = 0.25
 """Pixels by which still pictures seem to be bent."""
 
 
@@ -126,7 +126,7 @@ def _share(steady: Tensor, plate: Tensor) -> Tensor:  # [F, h, w]
     return 1 - F.max_pool2d(1 - (2 * like - 1).clamp(min=0), EDGE, 1, EDGE // 2)
 
 
-def _nearer(steady: Tensor, plate: Tensor, jitter: Tensor, share: Tensor) -> Tensor:
+def _nearer(steady: Tensor, plate: Tensor, jitter: Tensor, share: Tensor, tick) -> Tensor:
     """One step of Gauss and Newton for the jitter of all frames, smooth over the picture: first in
     wide, then in narrow surroundings, which take from the wide what they don't tell themselves."""
     side = max(plate.shape[-2:])
@@ -136,12 +136,13 @@ def _nearer(steady: Tensor, plate: Tensor, jitter: Tensor, share: Tensor) -> Ten
     xx, xy, yy = structure(plate)
     out = []
     for e, j, w in zip(away, jitter, share, strict=True):
+        tick()
         u, v = j
         sums = torch.stack([
             xx, xy, yy, (dx * e).sum(0) + xx * u + xy * v, (dy * e).sum(0) + xy * u + yy * v,
         ]) * w  # fmt: skip
         known = torch.zeros_like(j)
-        for sigma in (side / 10, side / 20, side / 40):
+        for sigma in (side / 10, side / 20, side / 40, side / 70):
             a, b, c, p, q = smoothed(sums, torch.ones_like(w), sigma)
             ridge = noise / (USUAL_BEND**2 * 12.6 * sigma**2) * NOISE_ALIKE
             a, c, p, q = a + ridge, c + ridge, p + ridge * known[0], q + ridge * known[1]

@@ -70,11 +70,18 @@ class Field(nn.Module):
         if silent:  # what is known already is the start
             nn.init.zeros_(self.mlp[-1].weight)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether anything was learned yet, or drawn at random: else looking it up is in vain."""
+        return bool(self.mlp[-1].weight.any() or self.mlp[-1].bias.any())
+
     def forward(
         self,
         points: Tensor,  # [N, dims] 0..1
         share: Tensor | None = None,  # [levels] how much of each level is heard
     ) -> Tensor:  # [N, outputs]
+        if not torch.is_grad_enabled() and not self.speaks:
+            return points.new_zeros(len(points), self.mlp[-1].out_features)
         features = self.grid(points)
         if share is not None:
             features = features * share.repeat_interleave(self.grid.features)

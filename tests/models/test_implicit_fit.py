@@ -222,7 +222,7 @@ def test_slow_light_is_kept_and_flicker_goes():
 
 def test_what_stands_still_tells_casts_and_bends():
     gains = torch.tensor([1.0, 1.15, 0.9, 1.05, 0.95, 1.1, 0.85, 1.0])
-    shifts = torch.tensor([0.6, -0.5, 0.2, -0.6, 0.5, -0.1, 0.4, -0.5])
+    shifts = torch.tensor([1.2, -1.0, 0.4, -1.2, 1.0, -0.2, 0.8, -1.0])
     frames = []
     for gain, shift in zip(gains, shifts, strict=True):
         bend = torch.zeros(2, H, W)
@@ -230,7 +230,7 @@ def test_what_stands_still_tells_casts_and_bends():
         frames.append(gain * warped(scenery(), bend))
     found = implicit_still.find_still(torch.stack(frames), 5, lambda: None)
     inside = found.jitter[:, :, 6:-6, 6:-6].mean((2, 3))
-    torch.testing.assert_close(inside[:, 0], shifts - shifts.mean(), atol=0.15, rtol=0)
+    torch.testing.assert_close(inside[:, 0], shifts - shifts.mean(), atol=0.2, rtol=0)
     assert inside[:, 1].abs().max() < 0.1
     ratio = found.gain.mean((1, 2, 3)) / found.gain.mean()
     torch.testing.assert_close(ratio, gains / gains.mean(), atol=0.05, rtol=0)
