@@ -16,14 +16,7 @@ from ..models.views import Views, as_pictures, resize_frames, snap_size
 from . import run
 from .patch_unet import VIEWS as VIEW_COUNT
 from .sockets import VIEWS
-from .views import (
-    clips_of,
-    decode_views,
-    encode_views,
-    fit_to_vae,
-    frames_to_image,
-    image_to_frames,
-)
+from .views import encode_views, fit_to_vae, frames_to_image, image_to_frames
 
 CATEGORY = "Turnaround/6 smooth"
 FPS = 16.0
@@ -89,35 +82,6 @@ def encoded(vae: VAE, clips: Iterator[Tensor], count: int, on_step: run.Progress
         latents.append(vae.encode(frames_to_image(clip)))
         on_step(v + 1, count)
     return {"samples": torch.cat(latents), VIEW_COUNT: count}
-
-
-@dataclass(frozen=True)
-class FirstPass:
-    """A sampler's latent and what it was decoded to."""
-
-    latent: Tensor
-    frames: Tensor
-    """[V, F, 3, H, W]"""
-
-
-def smoothed_latent(
-    vae: VAE, clips: Iterator[Tensor], count: int, first: FirstPass | None, on_step: run.Progress
-) -> dict:
-    """A clean LATENT of smoothed clips. Where the latent z of the frames that were smoothed is known,
-    only what smoothing changed goes through the encoder: z + E(smoothed) - E(D(z)). Else the frames
-    lose by every pass through the VAE, 0.8 dB of Turnaround-Tiny's."""
-    if first is None:
-        return encoded(vae, clips, count, on_step)
-    whole = 2 * count
-    latent = encoded(vae, clips, count, lambda done, _: on_step(done, whole))
-    shown = encoded(vae, iter(first.frames), count, lambda done, _: on_step(count + done, whole))
-    change = latent["samples"] - shown["samples"]
-    return {**latent, "samples": first.latent.to(change) + change}
-
-
-def what_was_decoded(vae: VAE, latent: dict, on_step: run.Progress) -> FirstPass:
-    clips = clips_of(latent, vae, None)
-    return FirstPass(latent["samples"], decode_views(vae, clips, on_step))
 
 
 # --- Latent Guidance ------------------------------------------------------------------------------
@@ -200,9 +164,8 @@ class LatentGuidance(io.ComfyNode):
                 VIEWS.Input("views", optional=True, tooltip="Smoothed views, one latent each."),
                 io.Image.Input("images", optional=True, tooltip="Or a single smoothed clip."),
                 io.Latent.Input("latent", optional=True,
-                                tooltip="The latent that the smoothed frames were decoded from: then "
-                                "only what smoothing changed passes the VAE, and the rest loses "
-                                "nothing. An empty one is only compared in size."),
+                                tooltip="The latent of the conditioning: its views, length and size "
+                                "are checked, so that they fit what the model is told."),
             ],
             outputs=[
                 io.Latent.Output(display_name="noised", tooltip="For a sampler that adds no noise: "
@@ -229,11 +192,7 @@ class LatentGuidance(io.ComfyNode):
         begin = beginning(model, steps, strength, sampler_name, scheduler)
         check_something_left(model, begin, strength, steps)
         clips, note = fitting_clips(views, vae)
-        first = None
-        if latent is not None and latent["samples"].count_nonzero():
-            first = what_was_decoded(vae, latent, run.progress(len(views)))
-            check_same_frames(first, views)
-        clean = smoothed_latent(vae, clips, len(views), first, run.progress(len(views)))
+        clean = encoded(vae, clips, len(views), run.progress(len(views)))
         check_same_latent(clean["samples"], latent)
         if latent is not None and "batch_index" in latent:
             clean["batch_index"] = latent["batch_index"]
@@ -245,19 +204,6 @@ class LatentGuidance(io.ComfyNode):
             {**clean, "samples": samples}, begin.sigmas, begin.steps, begin.start, clean,
             run.say(cls, note),
         )  # fmt: skip
-
-
-def check_same_frames(first: FirstPass, views: Views) -> None:
-    wanted, came = first.frames.shape, views.frames.shape
-    if wanted != came:
-        raise ValueError(
-            f"'latent' decodes to {_clips(wanted)}, but the frames are {_clips(came)}: connect the "
-            "latent that the smoothed frames were decoded from, or leave it free."
-        )
-
-
-def _clips(shape: torch.Size) -> str:
-    return f"{shape[0]} x {shape[1]} frames of {shape[4]}x{shape[3]}"
 
 
 def check_same_latent(samples: Tensor, latent: dict | None) -> None:

@@ -22,21 +22,19 @@ from .check_conditions import check_conditions
 from .latent_guidance import (
     CATEGORY,
     FPS,
-    FirstPass,
     LatentGuidance,
     check_vae,
+    encoded,
     fitting_clips,
     given_views,
     is_video,
-    smoothed_latent,
-    what_was_decoded,
 )
 from .sampler import GridProgress
 from .sockets import FLOW, VIEWS
-from .views import frames_to_image
+from .views import clips_of, decode_views, frames_to_image
 
 PRESETS = {"fast": FAST, "paper": PAPER}
-FIT, ENCODE, SAMPLE, DECODE = 100, 20, 100, 10
+FIT, ENCODE, SAMPLE, DECODE = 100, 10, 100, 10
 """How far the bar moves for the parts of a round."""
 FIT_COPIES = 12
 """Of the frames, that a fit holds on its device: flow both ways, masks, corrected frames and more."""
@@ -63,7 +61,7 @@ class Rounds:
 @dataclass
 class Refiner:
     """V_s -> V_p: encoded, noised, sampled and decoded, as Latent Guidance, KSampler and Decode Views
-    do. Remembers the latent of V_p, so that what is not smoothed next time loses nothing."""
+    do."""
 
     model: ModelPatcher
     vae: VAE
@@ -79,20 +77,18 @@ class Refiner:
     told: dict
     """What the first latent carries beside its samples, such as a noise mask."""
     rounds: Rounds
-    first: FirstPass | None
-    """The V_p that is being smoothed, where its latent is known."""
     latent: dict = field(default_factory=dict)
     """Of the last round."""
 
     def __call__(self, smoothed: Tensor, strength: float, r: int) -> Tensor:
         with torch.inference_mode():
             bar, clips = self.rounds.part(ENCODE), iter(smoothed.cpu())
-            clean = smoothed_latent(self.vae, clips, len(smoothed), self.first, bar)
-            self.latent = {**self.told, **clean}
+            self.latent = {**self.told, **encoded(self.vae, clips, len(smoothed), bar)}
             self.latent["samples"] = self._sampled(self.latent, strength, r)
-            self.first = what_was_decoded(self.vae, self.latent, self.rounds.part(DECODE))
+            clips = clips_of(self.latent, self.vae, None)
+            frames = decode_views(self.vae, clips, self.rounds.part(DECODE))
         # Outside of inference mode, so that it can be learnt from.
-        return self.first.frames.to(smoothed.device).clone()
+        return frames.to(smoothed.device).clone()
 
     def _sampled(self, latent: dict, strength: float, r: int) -> Tensor:
         """Another seed each round: the same noise twice would leave its mark."""
@@ -131,20 +127,19 @@ def fitted(views: Views, vae: VAE) -> tuple[Views, str]:
     return Views(frames, masks, rig, views.fps), note
 
 
-def begin_with(
+def first_pass(
     vae: VAE, views: Views | None, images: Tensor | None, latent: dict | None
-) -> tuple[Views, FirstPass | None, str]:
-    """The clips to smooth, of any of three sockets, what is known of their latent, and a note."""
+) -> tuple[Views, str]:
+    """The clips to begin with, of any of three sockets, and a note."""
     if latent is None:
-        begin, note = fitted(given_views(views, images), vae)
-        return begin, None, note
+        return fitted(given_views(views, images), vae)
     if views is not None or images is not None:
         raise ValueError(
             "'latent' and frames are connected, and both say where to begin: connect one of 'views', "
             "'images' and 'latent'."
         )
-    first = what_was_decoded(vae, latent, run.progress(len(latent["samples"])))
-    return Views(first.frames, None, None, FPS), first, ""
+    clips = clips_of(latent, vae, None)
+    return Views(decode_views(vae, clips, run.progress(len(clips))), None, None, FPS), ""
 
 
 def latents_of(vae: VAE, views: Views) -> Tensor:  # [V, C, T, h, w]
@@ -219,9 +214,7 @@ class SmoothLoop(io.ComfyNode):
                 VIEWS.Input("views", optional=True, tooltip="The frames of the first sampling, from "
                             "Decode Views."),
                 io.Image.Input("images", optional=True, tooltip="Or a single clip."),
-                io.Latent.Input("latent", optional=True,
-                                tooltip="Or the sampler's latent itself, which is better: what is not "
-                                "smoothed then loses nothing on its way through the VAE."),
+                io.Latent.Input("latent", optional=True, tooltip="Or the sampler's latent itself."),
                 FLOW.Input("flow", optional=True, tooltip="How things move, from Body Flow or "
                            "Optical Flow; without it, it is found in the frames."),
                 VIEWS.Input("depth", optional=True, tooltip="The fourth output of Render Conditions: "
@@ -246,7 +239,7 @@ class SmoothLoop(io.ComfyNode):
         depth: Views | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         check_vae(model, vae)
-        begin, first, note = begin_with(vae, views, images, latent)
+        begin, note = first_pass(vae, views, images, latent)
         if begin.frames.shape[1] < 2:
             raise ValueError(
                 "A single frame has nothing to smooth: connect a clip of 5 frames or more."
@@ -258,7 +251,7 @@ class SmoothLoop(io.ComfyNode):
         bar = Rounds(rounds)
         refiner = Refiner(
             model, vae, positive, negative, steps, cfg, sampler_name, scheduler, seed,
-            view_labels(begin), told, bar, first,
+            view_labels(begin), told, bar,
         )  # fmt: skip
         with torch.inference_mode(False), torch.enable_grad():
             fit, each = started_fit(begin, PRESETS[preset], fit_steps, rounds, flow, depth, seed)
