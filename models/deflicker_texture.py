@@ -20,10 +20,10 @@ from torch import Tensor
 from .metrics import sample
 from .mv_opt_links import gaussian
 
-LOOK, AROUND = 1.0, 2.0
+LOOK, AROUND = 1.0, 3.0
 """Working pixels (sigma): how far pictures are smoothed before they are compared, and over which
 neighbourhood differences are."""
-FALL = 1.0
+FALL = 0.5
 """How quickly trust falls with differences beyond the noise's own."""
 CRISP = 0.02
 """Share of the Laplacian that makes up for a bicubic reading at random places."""

@@ -1,5 +1,6 @@
 """Deflicker in the real ComfyUI: images and views, what is refused, what is said, the cancel button."""
 
+import re
 from types import SimpleNamespace
 
 import comfy.model_management as mm
@@ -49,7 +50,7 @@ def test_a_clip_comes_out_steady_and_goes_in_unchanged(clip):
     assert brightness(images).std() < 0.3 * brightness(clip).std()
     assert torch.equal(views.frames[0].movedim(1, -1), images)
     assert torch.allclose(removed, (0.5 + 4 * (clip.clamp(0, 1) - images)).clamp(0, 1), atol=1e-6)
-    assert note.startswith("colours flickered by 6.6%, places by 0.0 pixels")
+    assert re.match(r"colours flickered by [567]\.\d%, places by 0.0 pixels, texture by 0", note)
 
 
 def test_settings_reach_the_model(clip):
