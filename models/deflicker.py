@@ -37,6 +37,8 @@ QUIET = 0.01
 """Noise (of 1) below which flow is not misled."""
 DISTANCES = (1, 2, 4)
 """Frames from one to the other of a pair whose colours are compared."""
+LEAST = 0.05
+"""Pixels: wobble is never taken for less, so that shares of it stay finite."""
 ROUNDS = 2
 """Times that places are measured: flow evens out a part of what it measures."""
 ENOUGH = 1400
@@ -244,21 +246,23 @@ def _straightened(
 ) -> tuple[Tensor | None, float, tuple[Tensor, Tensor]]:
     """Where to read every frame so that it is straight [n, 2, h, w], how far it was bent, and the
     flow then; None and 0 where flow can't tell wobble from its own error."""
-    start, shifts, bent = calm, torch.zeros_like(calm[:, :2]), 0.0
-    for _ in range(ROUNDS):
+    bent, usual = places.wobble_of(flows, places.contrast_of(calm))
+    # Steeper than James and Stein's shrinkage: a picture bent by a flow's error is worse than wobble.
+    share = strength * max(0.0, 1 - (usual / max(bent, 1e-6)) ** 4)
+    if share == 0:
+        return None, 0.0, flows
+    start, shifts, wobble = calm, torch.zeros_like(calm[:, :2]), bent
+    for n in range(ROUNDS):
         contrast = places.contrast_of(calm)
-        wobble, usual = places.wobble_of(flows, contrast)
-        share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 2)
-        if share == 0:
-            break
-        bent = max(bent, wobble)
+        if n:
+            wobble, _ = places.wobble_of(flows, contrast)
         for f in _told(calm, tick):
-            field = places.beside(flows, f, contrast[f], wobble)
+            field = places.beside(flows, f, contrast[f], max(wobble, LEAST))
             new = share * places.undone(field[None])[0]
             shifts[f] = new + read(shifts[f], new)
         calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
         flows = _flows(calm, tick)
-    return (shifts if bent else None), bent, flows
+    return shifts, bent, flows
 
 
 def _steady(

@@ -28,7 +28,7 @@ MOTIONS = ((0, 1.0), (1, 1.0), (1, 0.5), (2, 1.0), (2, 0.6), (2, 0.4))
 POOLED, FIELD = 2.0, 0.7
 """Cells of points (sigma): over which it is judged how well motions fit, and over which shifts are
 averaged."""
-USUAL, MISSED = 0.1, 1.5
+USUAL, MISSED = 0.1, 3.0
 """Pixels by which frames without wobble seem to be beside smooth motion, since flow errs; and more,
 a pixel by which flow there and back misses the place where it began: noise misleads it."""
 FEWEST = 40
