@@ -136,6 +136,16 @@ def noised(
     return model.get_model_object("process_latent_out")(x.float())
 
 
+def noise_share(model: ModelPatcher, sigma: Tensor) -> float:
+    """Of what a sampler begins with, the part that is noise, 0..1: what a strength means in the end.
+
+    Models differ: at strength 0.2 it is 67 % of Wan's latent, whose steps are shifted towards noise.
+    """
+    sampling, one, none = model.get_model_object("model_sampling"), torch.ones(1), torch.zeros(1)
+    noise = float(sampling.noise_scaling(sigma, one, none))
+    return noise / (noise + float(sampling.noise_scaling(sigma, none, one)))
+
+
 class LatentGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -149,9 +159,10 @@ class LatentGuidance(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model of the sampler that follows."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to it."),
-                io.Float.Input("strength", default=0.4, min=0.0, max=1.0, step=0.01,
+                io.Float.Input("strength", default=0.2, min=0.0, max=1.0, step=0.01,
                                tooltip="How much noise: the 'denoise' of a KSampler. 0 keeps the "
-                               "frames, 0.2 to 0.6 refines them, 1 forgets them."),
+                               "frames, 1 forgets them. Begin with 0.2 in Wan, 0.4 in Stable "
+                               "Diffusion; the note says how much noise it is."),
                 io.Int.Input("steps", default=12, min=1, max=200,
                              tooltip="Steps that the sampler shall do from there."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
@@ -199,7 +210,7 @@ class LatentGuidance(io.ComfyNode):
         samples = clean["samples"]
         if len(begin.sigmas):
             samples = noised(model, samples, begin.sigmas[0], seed, clean.get("batch_index"))
-        note = "; ".join(filter(None, (note, _how_to_go_on(begin))))
+        note = "; ".join(filter(None, (note, _how_to_go_on(model, begin))))
         return io.NodeOutput(
             {**clean, "samples": samples}, begin.sigmas, begin.steps, begin.start, clean,
             run.say(cls, note),
@@ -233,11 +244,11 @@ def check_something_left(
     )
 
 
-def _how_to_go_on(begin: Beginning) -> str:
+def _how_to_go_on(model: ModelPatcher, begin: Beginning) -> str:
     if not len(begin.sigmas):
         return "strength 0: the frames are encoded and nothing else; a sampler has nothing to do"
     return (
-        f"noise of sigma {float(begin.sigmas[0]):.3f}, {begin.steps - begin.start} steps to go: "
+        f"{noise_share(model, begin.sigmas[0]):.0%} noise, {begin.steps - begin.start} steps to go: "
         f"KSampler (Advanced) with add_noise disable, steps {begin.steps}, start_at_step "
         f"{begin.start}; or SamplerCustom with add_noise off and these sigmas"
     )

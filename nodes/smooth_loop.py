@@ -23,11 +23,13 @@ from .latent_guidance import (
     CATEGORY,
     FPS,
     LatentGuidance,
+    beginning,
     check_vae,
     encoded,
     fitting_clips,
     given_views,
     is_video,
+    noise_share,
 )
 from .sampler import GridProgress
 from .sockets import FLOW, VIEWS
@@ -80,6 +82,9 @@ class Refiner:
     latent: dict = field(default_factory=dict)
     """Of the last round."""
 
+    def steps_at(self, strength: float) -> int:
+        return math.ceil(round(self.steps * strength, 6))  # 10 steps at 0.3 are 3, not 4
+
     def __call__(self, smoothed: Tensor, strength: float, r: int) -> Tensor:
         with torch.inference_mode():
             bar, clips = self.rounds.part(ENCODE), iter(smoothed.cpu())
@@ -92,8 +97,7 @@ class Refiner:
 
     def _sampled(self, latent: dict, strength: float, r: int) -> Tensor:
         """Another seed each round: the same noise twice would leave its mark."""
-        steps = math.ceil(round(self.steps * strength, 6))  # 10 steps at 0.3 are 3, not 4
-        seed = (self.seed + r) % 2**64
+        steps, seed = self.steps_at(strength), (self.seed + r) % 2**64
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
         model = self.model
         bar = self.rounds.part(SAMPLE)
@@ -191,10 +195,12 @@ class SmoothLoop(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of the model; one of Tune VAE Decoder loses less."),
                 io.Int.Input("rounds", default=5, min=1, max=20,
                              tooltip="How often it is smoothed and refined; 5 as published."),
-                io.Float.Input("first_strength", default=0.6, min=0.05, max=1.0, step=0.01,
-                               tooltip="Noise of the first refinement: the 'denoise' of a KSampler."),
-                io.Float.Input("last_strength", default=0.2, min=0.05, max=1.0, step=0.01,
-                               tooltip="Noise of the last one; the rounds between fall evenly."),
+                io.Float.Input("first_strength", default=0.25, min=0.01, max=1.0, step=0.01,
+                               tooltip="Noise of the first refinement: the 'denoise' of a KSampler. "
+                               "0.25 suits Wan; Stable Diffusion, whose steps are not shifted, 0.6."),
+                io.Float.Input("last_strength", default=0.07, min=0.01, max=1.0, step=0.01,
+                               tooltip="Noise of the last one; the rounds between fall evenly. 0.07 "
+                               "suits Wan, 0.2 Stable Diffusion."),
                 io.Int.Input("steps", default=12, min=1, max=200,
                              tooltip="Of a whole sampling, as in your first one: a refinement at "
                              "strength 0.4 does 40 % of them."),
@@ -256,7 +262,11 @@ class SmoothLoop(io.ComfyNode):
         with torch.inference_mode(False), torch.enable_grad():
             fit, each = started_fit(begin, PRESETS[preset], fit_steps, rounds, flow, depth, seed)
             made = smooth_loop(fit, refiner, strengths, each, lambda: bar.part(FIT))
-        shown = ", ".join(f"{s:.2f}" for s in strengths)
+        begins = (
+            beginning(model, refiner.steps_at(s), s, sampler_name, scheduler) for s in strengths
+        )
+        shares = (noise_share(model, b.sigmas[0]) for b in begins)
+        shown = ", ".join(f"{s:.2f} ({n:.0%})" for s, n in zip(strengths, shares, strict=True))
         done = f"{rounds} x {each} steps of the fit, refined with noise {shown}"
         result, smoothed = (replace(begin, frames=f.cpu()) for f in (made.refined, made.smoothed))
         return io.NodeOutput(

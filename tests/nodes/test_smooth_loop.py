@@ -1,5 +1,7 @@
 """Latent Guidance and Smooth Loop in the real ComfyUI: against its own samplers, and bad input."""
 
+import re
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
@@ -167,6 +169,13 @@ def test_all_ways_on_lead_to_ksamplers_result(models, vaes, kind, sampler, sched
     assert float((custom - expected).abs().max()) < 2e-4 * scale
 
 
+def test_share_of_noise_is_the_models(models):
+    """Flow: (1 - s) clean + s noise. Else: clean + s noise."""
+    sigma = torch.tensor(0.6)
+    assert latent_guidance.noise_share(models["flow"], sigma) == pytest.approx(0.6)
+    assert latent_guidance.noise_share(models["eps"], sigma) == pytest.approx(0.6 / 1.6)
+
+
 def test_sigmas_are_basic_schedulers(models, vaes):
     _, sigmas, steps, start, *_ = guide(models["flow"], vaes["flow"], 0.3, 6)
     expected = BasicScheduler.execute(models["flow"], "simple", 6, 0.3).args[0]
@@ -325,7 +334,9 @@ def test_rounds_fit_what_was_refined(models, vaes, fit_that_copies):
     second = loop(model, vae, rounds=1, last_strength=0.3, seed=4, views=first[0])[0]
     assert torch.equal(both[0].frames, second.frames)
     assert (one.count, two.count, two.settings.steps) == (4, 8, 8)
-    assert "2 x 4 steps of the fit, refined with noise 0.60, 0.30" in both[-1]
+    assert re.search(
+        r"2 x 4 steps of the fit, refined with noise 0.60 \(\d\d%\), 0.30 \(\d\d%\)", both[-1]
+    )
 
 
 def test_paper_preset_has_the_papers_steps(models, vaes, fit_that_copies):
