@@ -85,7 +85,7 @@ def one_measure_table(found: Found, key: str) -> str:
     faults = list(found)
     rows = {
         way: [number(found[f][way][key], digits) if way in found[f] else "–" for f in faults]
-        for way in found[faults[0]]
+        for way in found[faults[-1]]
     }
     return markdown(faults, rows)
 
