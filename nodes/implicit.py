@@ -22,9 +22,9 @@ from .sockets import FLOW, IMPLICIT, VIEWS
 from .views import frames_to_image, image_to_frames
 
 PRESETS = {"fast": FAST, "paper": PAPER}
-BYTES = 220
+BYTES = 260
 """Of memory a pixel and frame, at the size that is fitted."""
-START_SECONDS, STEP_SECONDS, PAPER_SECONDS = 12e-6, 0.05, 50e-6
+START_SECONDS, STEP_SECONDS, PAPER_SECONDS = 15e-6, 0.04, 50e-6
 """On one CPU core: a pixel and frame before and after the steps, a step of patches, and a pixel of the
 paper's steps."""
 LONGEST = 16_384
