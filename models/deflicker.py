@@ -23,8 +23,8 @@ from torch import Tensor
 from . import deflicker_places as places
 from .deflicker_colour import Pair, Tints, grid_of, readable, tints
 from .deflicker_texture import averaged, crisp, enlarged, noise_of, read, read_sharply, smoothed
+from .filters import gaussian, read_at
 from .flow import SMALLEST, evened
-from .mv_opt_links import gaussian, read_at
 from .relief import opencv
 from .shots import shots
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filters import gaussian, read_at
 from .metrics import sample
-from .mv_opt_links import gaussian, read_at
 
 STRIDE, REACH = 4, 8
 """Pixels between the points that are followed; frames both ways over which they are."""

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filters import gaussian
 from .metrics import sample
-from .mv_opt_links import gaussian
 
 LOOK, AROUND = 1.0, 3.0
 """Working pixels (sigma): how far pictures are smoothed before they are compared, and over which

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mv_opt_links import gaussian
+from .filters import gaussian
 
 SIDE = 64
 """Pixels of the shorter side at which pictures are compared: finer is grain and texture."""
