@@ -226,8 +226,10 @@ Turnaround-Tiny with its sync, {loop_views} views x {loop_frames} frames of {loo
 are soft but hardly flicker, so flicker of all kinds is put in: into the views of the first pass (a model
 that flickers by itself, told steady colours), or into the colours that the model is told, in the first
 pass and ever after (it repeats them, and no smoothing can change what it is told). *loop*: **Smooth
-Loop**, smoothed and sampled anew {rounds} times, with noise from {first} down to {last}. Columns are those of
-[SCOREBOARD.md](SCOREBOARD.md).
+Loop**, smoothed and sampled anew {rounds} times, with noise from {first} down to {last}. *sampled anew, not
+smoothed*: the same noise and steps without smoothing in between, so that the difference to *loop* is what
+smoothing adds: this model is told every pixel's colour and returns to it from wherever it starts. Columns
+are those of [SCOREBOARD.md](SCOREBOARD.md).
 
 {loop}
 """
