@@ -32,8 +32,8 @@ STILL_PATCH = 7
 """Pixels a side over which a frame is compared with the mean."""
 EDGE = 3
 """Pixels a side by which what moves is widened."""
-SWAY = 2.5
-"""Pixels by which what stands still may be bent before its jitter is known."""
+SWAY = 0.01
+"""Share of the longer side by which what stands still may be bent before its jitter is known."""
 FAR = 2.5
 """Times the usual difference from the mean beyond which something else is seen."""
 LEAST = 2e-5
@@ -119,7 +119,7 @@ def _share(steady: Tensor, plate: Tensor) -> Tensor:  # [F, h, w]
     """Whether patches differ from the mean by no more than flicker and a small bend make them."""
     away = _patches((steady - plate).square().sum(1))
     xx, _, yy = structure(plate)
-    bent = _patches((SWAY**2 / 2 * (xx + yy))[None])[0]
+    bent = _patches(((SWAY * max(plate.shape[-2:])) ** 2 / 2 * (xx + yy))[None])[0]
     noise = away.flatten(1).median(1).values.clamp(min=LEAST)[:, None, None]
     like = torch.exp(-(away / (FAR * noise + bent)).square())
     # Not at the edge of what moves either, which blurs into the mean.
