@@ -25,6 +25,7 @@ from .deflicker_colour import Pair, Tints, grid_of, readable, tints
 from .deflicker_texture import averaged, crisp, enlarged, noise_of, read, read_sharply, smoothed
 from .filters import gaussian, read_at
 from .flow import SMALLEST, evened
+from .implicit_still import find_still
 from .relief import opencv
 from .shots import shots
 
@@ -41,6 +42,10 @@ LEAST = 0.05
 """Pixels: wobble is never taken for less, so that shares of it stay finite."""
 ROUNDS = 2
 """Times that places are measured: flow evens out a part of what it measures."""
+PLATE = 1 << 15
+"""Pixels of the pictures on which is told what stands still."""
+FADE = 2.0
+"""Pixels of those (sigma) over which the bend of what stands still ends at what moves."""
 ENOUGH = 1400
 """Points of a frame that are compared in colour."""
 
@@ -245,24 +250,42 @@ def _straightened(
     calm: Tensor, flows: tuple[Tensor, Tensor], strength: float, tick: _Ticker
 ) -> tuple[Tensor | None, float, tuple[Tensor, Tensor]]:
     """Where to read every frame so that it is straight [n, 2, h, w], how far it was bent, and the
-    flow then; None and 0 where flow can't tell wobble from its own error."""
-    bent, usual = places.wobble_of(flows, places.contrast_of(calm))
-    # Steeper than James and Stein's shrinkage: a picture bent by a flow's error is worse than wobble.
-    share = strength * max(0.0, 1 - (usual / max(bent, 1e-6)) ** 4)
-    if share == 0:
-        return None, 0.0, flows
-    start, shifts, wobble = calm, torch.zeros_like(calm[:, :2]), bent
-    for n in range(ROUNDS):
+    flow then; None and 0 where flow can't tell wobble from its own error.
+
+    What stands still is told against the mean of all frames, the rest against its own motion."""
+    start, shifts, bent = calm, torch.zeros_like(calm[:, :2]), 0.0
+    field, stands = _beside_plate(calm, tick)
+    if (size := float(field.square().mean().sqrt())) > places.USUAL:
+        bent, shifts = size, strength * places.undone(field)
+        calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
+        flows = _flows(calm, tick)
+    for _ in range(ROUNDS):
         contrast = places.contrast_of(calm)
-        if n:
-            wobble, _ = places.wobble_of(flows, contrast)
+        wobble, usual = places.wobble_of(flows, contrast)
+        share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 2)
+        if share == 0:
+            break
+        bent = max(bent, wobble)
         for f in _told(calm, tick):
-            field = places.beside(flows, f, contrast[f], max(wobble, LEAST))
+            field = places.beside(flows, f, contrast[f], wobble) * (1 - stands[f])
             new = share * places.undone(field[None])[0]
             shifts[f] = new + read(shifts[f], new)
         calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
         flows = _flows(calm, tick)
-    return shifts, bent, flows
+    return (shifts if bent else None), bent, flows
+
+
+def _beside_plate(calm: Tensor, tick: _Ticker) -> tuple[Tensor, Tensor]:
+    """How far what stands still lies beside the mean of all frames [n, 2, h, w] pixels, and how surely
+    it stands [n, h, w] 0..1."""
+    h, w = calm.shape[-2:]
+    scale = min(1.0, (PLATE / (h * w)) ** 0.5)
+    size = tuple(max(SMALLEST, round(s * scale)) for s in (h, w))
+    still = find_still(F.interpolate(calm, size, mode="area"), 1, lambda: tick(0))
+    stands = gaussian(still.share, FADE)[:, None]
+    both = F.interpolate(torch.cat([-still.jitter * stands, stands], 1), (h, w), mode="bilinear")
+    grow = both.new_tensor([w / size[1], h / size[0]])[:, None, None]
+    return both[:, :2] * grow, both[:, 2].clamp(0, 1)
 
 
 def _steady(
