@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
@@ -449,8 +449,13 @@ def add_normal(
 
 def spread(values: Tensor, size: tuple[int, int]) -> Tensor:  # [C, rows, columns] -> [C, h, w]
     """The same grid read at every pixel of the window."""
-    h, w = size
-    y = (torch.arange(h, device=values.device) + 0.5) / h * 2 - 1
-    x = (torch.arange(w, device=values.device) + 0.5) / w * 2 - 1
-    grid = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1)[None].to(values)
-    return F.grid_sample(values[None], grid, padding_mode="border", align_corners=True)[0]
+    down, across = (_reading(*n) for n in zip(values.shape[-2:], size, strict=True))
+    return down.to(values) @ values @ across.to(values).T
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _reading(nodes: int, size: int) -> Tensor:  # [size, nodes]
+    """How every pixel of a row reads a row of nodes, of which the outer ones lie at its ends."""
+    place = (torch.arange(size) + 0.5) / size * (nodes - 1)
+    return (1 - (place[:, None] - torch.arange(nodes)).abs()).clamp(min=0)

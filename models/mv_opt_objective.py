@@ -306,7 +306,7 @@ class Problem:
                     self.body[v, f] = reads.mean(self.shift_grid[0] * self.shift_grid[1])
         self.values: dict[tuple[int, int], Tensor] = {}
         for b in self.looks:
-            self.keep(b, self.read(b, self.picture(b, self.fields[b])))
+            self.keep(b, self.read(b, self.shown(b, self.fields[b])))
         self.curves = {(c.view, c.frame): c for c in curves}
         self.curve_bases = {
             key: [basis(p, self.size, self.shift_grid) for p in c.places]
@@ -326,12 +326,17 @@ class Problem:
             x = (1 + gain) * x + offset
         return x
 
-    def read(self, block: Block, y: Tensor) -> Tensor:  # [N, 3 + 2], or [N, 3] without texture
-        """Colours and, where texture counts, blurred greys at the block's places."""
-        if self.texture_counts:
-            grey = y.mean(0, keepdim=True)
-            y = torch.cat([y, *(gaussian(grey, s) for s in TEXTURE_SIGMAS)])
-        return read_at(y, self.looks[block].places)
+    def shown(self, block: Block, fields: Fields) -> Tensor:  # [3 + 2, h, w], or [3, h, w]
+        """The block's picture and, where texture counts, its blurred greys."""
+        y = self.picture(block, fields)
+        if not self.texture_counts:
+            return y
+        grey = y.mean(0, keepdim=True)
+        return torch.cat([y, *(gaussian(grey, s) for s in TEXTURE_SIGMAS)])
+
+    def read(self, block: Block, shown: Tensor) -> Tensor:  # [N, 3 + 2], or [N, 3]
+        """What is compared at the block's places."""
+        return read_at(shown, self.looks[block].places)
 
     def kept(self, block: Block) -> Tensor:
         """What `read` gave when the block changed last."""

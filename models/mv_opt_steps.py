@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .filters import gaussian, read_at
+from .filters import read_at
 from .mv_opt_links import Basis, add_normal, spread
 from .mv_opt_objective import (
     ANCHORS,
@@ -25,7 +25,6 @@ from .mv_opt_objective import (
     SHIFT,
     SHIFT_ANCHOR,
     SHIFT_STEP,
-    TEXTURE_SIGMAS,
     Block,
     Fields,
     History,
@@ -36,10 +35,11 @@ from .mv_opt_objective import (
 
 SUFFICIENT = 1e-4
 """c of the test F(x') <= F(x) - c |x' - x|² of a block, fields in standard deviations."""
-HALVINGS = 4
-"""Shorter steps that are tried; after the last the block stays as it is."""
-ROUND_ENOUGH = 1e-3
-"""Share of F, a moment, below which another round over the views is not worth it."""
+HALVINGS = 1
+"""Shorter steps that are tried; after the last the block stays as it is. More end at the same F."""
+ROUND_ENOUGH, VIEW_ENOUGH = 1e-3, 3e-3
+"""Shares of F, a moment or a view of it, below which another round is not worth it: two thirds of the
+steps would gain a fortieth."""
 
 
 DAMPING = 1e-7
@@ -48,7 +48,11 @@ DAMPING = 1e-7
 
 def _solve(curvature: Tensor, slope: Tensor) -> Tensor:
     least = (DAMPING * curvature.diagonal().mean()).clamp(min=1e-12)
-    return torch.linalg.solve(curvature + least * torch.eye(len(slope)).to(slope), slope)
+    damped = curvature + least * torch.eye(len(slope)).to(slope)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:  # rounding
+        return torch.linalg.solve(damped, slope)
+    return torch.cholesky_solve(slope[:, None], factor)[:, 0]
 
 
 def colour_target(problem: Problem, block: Block, values: Tensor, others: Tensor) -> Tensor:
@@ -91,7 +95,11 @@ def _colour_prior(problem: Problem, block: Block) -> tuple[Tensor, Tensor]:
 
 
 def shift_target(
-    problem: Problem, block: Block, values: Tensor | None, others: Tensor | None
+    problem: Problem,
+    block: Block,
+    values: Tensor | None,
+    others: Tensor | None,
+    shown: Tensor | None = None,  # what the block shows, if it is at hand
 ) -> Tensor:
     """[2, rows, columns]: where Gauss and Newton's step would take the shift."""
     shift, settings = problem.fields[block].shift, problem.settings
@@ -114,7 +122,9 @@ def shift_target(
             curvature[part, part] += weight[axis] * torch.outer(b, b)
             slope[part] += weight[axis] * away[axis] * b
     if values is not None and problem.texture_counts:
-        _add_texture(problem, block, values - others, curvature, slope)
+        if shown is None:
+            shown = problem.shown(block, problem.fields[block])
+        _add_texture(problem, block, shown[3:], values - others, curvature, slope)
     return shift - _solve(curvature, slope).view_as(shift)
 
 
@@ -129,14 +139,13 @@ def _add_axes(
 
 
 def _add_texture(
-    problem: Problem, block: Block, away: Tensor, curvature: Tensor, slope: Tensor
+    problem: Problem, block: Block, greys: Tensor, away: Tensor, curvature: Tensor, slope: Tensor
 ) -> None:
     """Lucas and Kanade's equations of the surface term: texture moves along its slope."""
     looks = problem.looks[block]
     mean = looks.means(away[:, 3:])
-    grey = problem.picture(block, problem.fields[block]).mean(0, keepdim=True)
-    for k, sigma in enumerate(TEXTURE_SIGMAS):
-        slopes = torch.stack(torch.gradient(gaussian(grey, sigma)[0])[::-1])  # d/dx, d/dy
+    for k, grey in enumerate(greys):
+        slopes = torch.stack(torch.gradient(grey)[::-1])  # d/dx, d/dy
         e = away[:, 3 + k] - mean[looks.cells, k]
         w = looks.place_weight * huber(e * looks.place_weight.sqrt())[1]
         kept = w > 0
@@ -147,7 +156,7 @@ def _add_texture(
 def _accepted(problem: Problem, block: Block, target: Fields, start: float, others: Tensor | None):
     """The target, or half the way and so on, where the objective falls by enough.
 
-    (fields, values, objective), or None when nothing on the way is better."""
+    (fields, values, what is shown, objective), or None when nothing on the way is better."""
     old = problem.fields[block]
     share = 1.0
     for _ in range(1 + HALVINGS):
@@ -157,11 +166,13 @@ def _accepted(problem: Problem, block: Block, target: Fields, start: float, othe
         )
         away = ((trial.colour - old.colour) / GAIN).square().mean()
         away = away + ((trial.shift - old.shift) / SHIFT).square().mean()
-        y = problem.picture(block, trial)
-        values = problem.read(block, y) if block in problem.looks else None
+        shown, values = None, None
+        if block in problem.looks:
+            shown = problem.shown(block, trial)
+            values = problem.read(block, shown)
         reached = float(problem.local(block, trial, values, others))
         if reached < start and reached <= start - SUFFICIENT * float(away):
-            return trial, values, reached
+            return trial, values, shown, reached
         share /= 2
     return None
 
@@ -173,18 +184,19 @@ def descend(problem: Problem, block: Block) -> float:
         return 0.0
     others = problem.others(block) if linked else None
     values = problem.kept(block) if linked else None
+    shown = None
     first = start = float(problem.local(block, problem.fields[block], values, others))
     for part in ("colour", "shift"):
         old = problem.fields[block]
         if part == "shift":
-            target = Fields(old.colour, shift_target(problem, block, values, others))
+            target = Fields(old.colour, shift_target(problem, block, values, others, shown))
         elif linked:
             target = Fields(colour_target(problem, block, values, others), old.shift)
         else:
             continue
         found = _accepted(problem, block, target, start, others)
         if found:
-            problem.fields[block], values, start = found
+            problem.fields[block], values, shown, start = found
     if linked:
         problem.keep(block, values)
     return first - start
@@ -202,10 +214,14 @@ def minimise(
     for sweep in range(settings.sweeps):
         before = history.total[-1]
         for f in range(count):
+            settled: set[int] = set()
             for _ in range(settings.iterations):
                 begin = history.total[-1]
                 for v in order:
-                    history.add((sweep, f, v), descend(problem, (v, f)))
+                    fell = 0.0 if v in settled else descend(problem, (v, f))
+                    if fell < VIEW_ENOUGH * begin / count / len(order):
+                        settled.add(v)
+                    history.add((sweep, f, v), fell)
                     on_step(sweep, f)
                 if begin - history.total[-1] < ROUND_ENOUGH * begin / count:
                     break

@@ -87,7 +87,7 @@ def whole_problem(settings: Settings = USUAL, seed: int = 0, **changes) -> Probl
 def put(problem: Problem, block, fields: Fields) -> None:
     problem.fields[block] = fields
     if block in problem.looks:
-        problem.keep(block, problem.read(block, problem.picture(block, fields)))
+        problem.keep(block, problem.read(block, problem.shown(block, fields)))
 
 
 def random_fields(problem: Problem, seed: int) -> Fields:
@@ -104,7 +104,7 @@ def shaken(problem: Problem) -> Problem:
 
 
 def local(problem: Problem, block, fields: Fields) -> Tensor:
-    values = problem.read(block, problem.picture(block, fields))
+    values = problem.read(block, problem.shown(block, fields))
     return problem.local(block, fields, values, problem.others(block))
 
 
@@ -158,7 +158,7 @@ def gradient(problem: Problem, block, fields: Fields) -> Fields:
 
 
 def targets(problem: Problem, block) -> Fields:
-    y = problem.picture(block, problem.fields[block])
+    y = problem.shown(block, problem.fields[block])
     values, others = problem.read(block, y), problem.others(block)
     return Fields(
         colour_target(problem, block, values, others),
