@@ -259,20 +259,24 @@ def _straightened(
         bent, shifts = size, strength * places.undone(field)
         calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
         flows = _flows(calm, tick)
-    for _ in range(ROUNDS):
+    wobble, usual = places.wobble_of(flows, places.contrast_of(calm))
+    # Steeper than James and Stein's shrinkage: a picture bent by a flow's error is worse than wobble.
+    share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 4)
+    if share == 0:
+        return (shifts if bent else None), bent, flows
+    bent, start, rest = max(bent, wobble), calm, torch.zeros_like(shifts)
+    for n in range(ROUNDS):
         contrast = places.contrast_of(calm)
-        wobble, usual = places.wobble_of(flows, contrast)
-        share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 2)
-        if share == 0:
-            break
-        bent = max(bent, wobble)
+        if n:
+            wobble, _ = places.wobble_of(flows, contrast)
         for f in _told(calm, tick):
-            field = places.beside(flows, f, contrast[f], wobble) * (1 - stands[f])
+            field = places.beside(flows, f, contrast[f], max(wobble, LEAST)) * (1 - stands[f])
             new = share * places.undone(field[None])[0]
-            shifts[f] = new + read(shifts[f], new)
-        calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
+            rest[f] = new + read(rest[f], new)
+        calm = torch.stack([read_sharply(p, s) for p, s in zip(start, rest, strict=True)])
         flows = _flows(calm, tick)
-    return (shifts if bent else None), bent, flows
+    joined = [r + read(s, r) for s, r in zip(shifts, rest, strict=True)]
+    return torch.stack(joined), bent, flows
 
 
 def _beside_plate(calm: Tensor, tick: _Ticker) -> tuple[Tensor, Tensor]:
