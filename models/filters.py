@@ -18,13 +18,12 @@ quick as a convolution, since a processor's libraries are tuned for that."""
 
 def gaussian(pictures: Tensor, sigma: float) -> Tensor:  # [C, h, w]
     """Blurred, with the border repeated outwards."""
-    kernel = _bell(sigma).to(pictures)
-    reach, (h, w) = len(kernel) // 2, pictures.shape[-2:]
+    h, w = pictures.shape[-2:]
     if max(h, w) <= MATRIX:
         down, across = (_blurring(n, sigma).to(pictures) for n in (h, w))
         return down @ pictures @ across.T
-    padded = F.pad(pictures[:, None], (reach,) * 4, mode="replicate")
-    kernel = kernel.view(1, 1, 1, -1)
+    kernel = _bell(sigma).to(pictures).view(1, 1, 1, -1)
+    padded = F.pad(pictures[:, None], (kernel.shape[-1] // 2,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel), kernel.mT)[:, 0]
 
 
