@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filters import gaussian
 from .flow import Flow, optical_flow
 from .implicit_start import (
     SMALL,
@@ -64,9 +65,6 @@ class Material:
         H, W = self.frames.shape[-2:]
         return places_of((W, H), self.frames.device).view(H, W, 2)
 
-    def with_frames(self, frames: Tensor) -> Material:
-        return replace(self, frames=frames.to(self.frames))
-
 
 def prepare(
     frames: Tensor, flow: Flow | None, masks: Tensor | None, shots: list[range], settings, tick
@@ -94,13 +92,32 @@ def prepare(
     material = replace(material, flow=flow if given else _followed(frames, tick))
     if count < 2:
         return material
-    for v in range(V):
-        for shot in shots:
-            if len(shot) > 1:
-                _learn_shot(material, v, shot, tick)
+    _learn(material, shots, tick)
     if not given and float((_plain(material) - frames).abs().mean()) > PLAIN_CAST:
         material = replace(material, flow=_followed(_plain(material), tick))
     return material
+
+
+KNOWN_AROUND = 1.0
+"""Pixels of the small pictures over which jitter fades beside what stands still."""
+
+
+def renewed(material: Material, frames: Tensor, shots: list[range], tick) -> Material:
+    """The material with other frames of the same clip, whose jitter and casts are their own."""
+    names = ("gain", "offset", "jitter", "still")
+    fresh = {name: torch.zeros_like(getattr(material, name)) for name in names}
+    fresh["gain"] += 1
+    material = replace(material, frames=frames.to(material.frames), **fresh)
+    if frames.shape[1] > 1:
+        _learn(material, shots, tick)
+    return material
+
+
+def _learn(material: Material, shots: list[range], tick) -> None:
+    for v in range(len(material.frames)):
+        for shot in shots:
+            if len(shot) > 1:
+                _learn_shot(material, v, shot, tick)
 
 
 STANDS = 0.3
@@ -115,7 +132,8 @@ def _learn_shot(material: Material, v: int, shot: range, tick) -> None:
     size = (max(8, round(H * scale)), max(8, round(W * scale)))
     small = F.interpolate(material.frames[v, part], size, mode="area")
     found = find_still(small, CELLS, tick)
-    bend = found.jitter
+    # Of what moves, jitter is not told by what stands still around it.
+    bend = found.jitter * gaussian(found.share, KNOWN_AROUND)[:, None]
     if float(found.share.mean()) >= STANDS:
         material.gain[v, part], material.offset[v, part] = found.gain, found.offset
         share = F.interpolate(found.share[None], (H, W), mode="bilinear")[0]

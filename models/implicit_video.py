@@ -216,12 +216,12 @@ class ImplicitVideo(nn.Module):
         self.gain = nn.Parameter(torch.zeros(V, frames, 3, cells, cells))
         """Logarithms of gain_n, on a coarse grid."""
         self.offset = nn.Parameter(torch.zeros(V, frames, 3, cells, cells))
-        self.jitter = nn.Parameter(torch.zeros(V, frames, 2, *bends))
+        self.register_buffer("jitter", torch.zeros(V, frames, 2, *bends))
         """Shares of the picture's sides."""
         self.register_buffer("steady_gain", torch.zeros_like(self.gain.data))
         """What of `gain` is smooth in time, and rendered."""
         self.register_buffer("steady_offset", torch.zeros_like(self.offset.data))
-        self.register_buffer("steady_jitter", torch.zeros_like(self.jitter.data))
+        self.register_buffer("steady_jitter", torch.zeros_like(self.jitter))
         """What of `jitter` is left in smooth pictures."""
         self.register_buffer("detail", None)
         """[V, F, 3, H, W] half: what smooth frames show beyond the fields; None = nothing."""
