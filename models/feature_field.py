@@ -38,9 +38,11 @@ from .feature_rays import (
 
 SAMPLES = 24
 """A ray, as published."""
-ROWS = 1 << 18
-"""Places x references that are looked at together unless the caller says otherwise: one layer of 128
-float32 numbers for each is 128 MiB."""
+AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 13, 1 << 18
+"""Places x references that are looked at together on a CPU, for its cache, and elsewhere, for its
+memory: one layer of 128 float32 numbers for each of 2^18 is 128 MiB."""
+KEPT = 1 << 18
+"""So many, or fewer, are kept for the gradient; of more, all is computed anew going backwards."""
 LARGEST_LOG_DENSITY = 12.0
 """exp(12) a unit is opaque within a thousandth of a token; more would only overflow."""
 NEAREST_DEPTH = 1e-4
@@ -165,7 +167,7 @@ class FeatureField(nn.Module):
 
         earlier: the same targets, rendered by an earlier block's field; samples follow its weights.
         generator: samples anywhere in their bins, for training; without it in their middles.
-        chunk: rays at a time; with gradients, several chunks are computed anew going backwards.
+        chunk: rays at a time; the result is the same.
         context: the block's own text cross-attention with its residual, [rays, S, C] -> the same,
             for the features of every sample; C / hidden times the work.
         """
@@ -182,9 +184,11 @@ class FeatureField(nn.Module):
         depths = places_in(edges, generator)
         given = (rays.origins.expand_as(rays.directions), rays.directions, edges, depths)
         flat = [x.flatten(0, 1) for x in given]
-        chunk = chunk or max(1, ROWS // (len(references.features) * self.samples))
+        rows = len(references.features) * self.samples  # a ray
+        at_once = AT_ONCE if K.device.type == "cpu" else AT_ONCE_ELSEWHERE
+        chunk = chunk or max(1, at_once // rows)
         maps = self.feature(references.features.movedim(1, -1).to(self.background.dtype))
-        again = torch.is_grad_enabled() and chunk < len(depths.flatten(0, 1))
+        again = torch.is_grad_enabled() and rows * len(flat[0]) > KEPT
         parts = []
         for part in zip(*(x.split(chunk) for x in flat), strict=True):
             given = (maps, references, context, *part)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turnaround.models import feature_field
 from turnaround.models.cameras import Rig, orbit_rig
 from turnaround.models.feature_field import FeatureField, Injection, References, encoded
 from turnaround.models.feature_rays import (
@@ -173,10 +174,11 @@ def test_repeating_a_reference_changes_nothing():
     )
 
 
-def test_chunks_and_recomputing_change_neither_picture_nor_gradient():
+def test_chunks_and_recomputing_change_neither_picture_nor_gradient(monkeypatch):
     refs = references(3)
     results = []
-    for chunk in (None, 5, 12):
+    for chunk, kept in ((None, 1000), (5, 1000), (1, 1000), (5, 1)):
+        monkeypatch.setattr(feature_field, "KEPT", kept)
         field = random_field().requires_grad_(True).train()
         features = refs.features.clone().requires_grad_(True)
         given = References(features, refs.K, refs.T_camera_world)

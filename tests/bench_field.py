@@ -1,0 +1,234 @@
+"""What a feature field costs: `.venv/bin/python tests/bench_field.py [--quick]`.
+
+Method
+- A field of one block with random features: 8 targets from 8 references around the origin, 24 samples a
+  ray, at Turnaround-Tiny's size (256 wide, 64 inside, 15x12 tokens) and at Wan2.1-1.3B's (1536 wide, 128
+  inside, 30x52 tokens). On CUDA in bfloat16, elsewhere in float32.
+- "block" is what one block of the DiT computes at the same tokens, from random numbers: the matrix
+  products of self-attention, text cross-attention (512 tokens) and feed-forward (4 times the width),
+  and attention among all tokens of all targets. So it is no less than a real block takes, but for norms
+  and modulation. "injection" joins a rendered map to the block's tokens: with references that stand
+  still a field is rendered once, and this is all that a step of sampling costs. Shares are of a block
+  with field, of one that renders anew at every step and of one that does not.
+- The ways run in turn in one process; after a warm-up the median of the rounds counts. "busy" is
+  processor time of all threads together: other work on the machine delays the clock, hardly this (of
+  an accelerator it says nothing).
+- Stages: Python's profiler over one call, by the functions of models/feature_*.py, each with what it
+  calls; so shares overlap where one calls another. On CUDA they are left out: it runs behind Python.
+- Training: a step of 3 targets from 5 references, forward, backward and fused Adam, at several sizes
+  of chunk; peak memory is what it needs above what was resident before it, the field's own parameters
+  and moments not counted (on CUDA: of the allocator).
+"""
+
+import argparse
+import cProfile
+import math
+import os
+import pstats
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bench_geometry import load_pack, machine, race, resident, seconds_of, start_counting
+from torch import Tensor
+from torch.nn import functional as F
+
+VIEWS, REFERENCES, SAMPLES = 8, 8, 24
+TRAINED_VIEWS, TRAINED_REFERENCES = 3, 5
+TEXT = 512
+CHUNKS = (2**11, 2**13, 2**15, 2**18)
+"""Rows, that is places x references; "field" without a number is the pack's own choice."""
+LEAST_SHARE = 0.02
+GOAL_SHARE, GOAL_STEP = 0.3, 0.3
+"""Of a sampling step with cached references; seconds of a training step at Tiny's size."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    width: int
+    hidden: int
+    size: tuple[int, int]
+    heads: int
+
+
+TINY = Case("Turnaround-Tiny", 256, 64, (15, 12), 2)
+WAN = Case("Wan2.1-1.3B", 1536, 128, (30, 52), 12)
+
+
+class Scene:
+    """A field with what it is given."""
+
+    def __init__(self, case: Case, views: int, references: int, device: torch.device) -> None:
+        from turnaround.models.cameras import orbit_rig
+        from turnaround.models.feature_field import FeatureField, Injection, References
+        from turnaround.models.feature_rays import visible_reach
+
+        self.case, self.device = case, device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        h, w = case.size
+
+        def ring(count: int, start: float):
+            azimuths = start + torch.arange(count) * 2 * math.pi / count
+            rig = orbit_rig(azimuths, torch.zeros(count), 1.0, math.radians(35), w, h)
+            return rig.K.to(device), rig.T_camera_world.to(device)
+
+        generator = torch.Generator().manual_seed(0)
+        cameras = ring(references, 0.0)
+        features = torch.randn(references, case.width, h, w, generator=generator)
+        self.references = References(features.to(device, self.dtype), *cameras)
+        self.targets = ring(views, 0.2)
+        field = FeatureField(
+            case.width, case.hidden, visible_reach(*cameras, case.size), SAMPLES, generator
+        )
+        self.field = field.to(device, self.dtype)
+        self.injection = Injection(case.width).to(device, self.dtype)
+        self.tokens = torch.randn(1, views * h * w, case.width, generator=generator)
+        self.tokens = self.tokens.to(device, self.dtype)
+
+    def rays(self, rows: int) -> int:
+        """So many in a chunk of this many rows."""
+        return max(1, rows // (len(self.references.features) * SAMPLES))
+
+    def render(self, rows: int | None = None):
+        chunk = self.rays(rows) if rows else None
+        return self.field.render(self.references, *self.targets, self.case.size, chunk=chunk)
+
+    def trainer(self, rows: int) -> Callable:
+        """One step of training, ready to be called."""
+        optimizer = torch.optim.Adam(self.field.parameters(), lr=1e-3, fused=True)
+        h, w = self.case.size
+        goal = torch.zeros(len(self.targets[0]), self.case.width, h, w).to(self.tokens)
+        generator = torch.Generator(self.device).manual_seed(0)
+
+        def step() -> None:
+            got = self.field.render(
+                self.references,
+                *self.targets,
+                self.case.size,
+                generator=generator,
+                chunk=self.rays(rows),
+            )
+            loss = F.mse_loss(got.features, goal) + got.rgb.mean() + got.alpha.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+
+def block(scene: Scene) -> Callable:
+    """The products and attentions of a DiT's block over all tokens of all targets."""
+    C, heads, x = scene.case.width, scene.case.heads, scene.tokens
+    generator = torch.Generator().manual_seed(1)
+
+    def weight(inputs: int, outputs: int) -> Tensor:
+        drawn = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
+        return drawn.to(x)
+
+    own, other = ([weight(C, C) for _ in range(4)] for _ in range(2))
+    up, down, text = weight(C, 4 * C), weight(4 * C, C), weight(C, TEXT)[None]
+
+    def attended(x: Tensor, source: Tensor, weights: list[Tensor]) -> Tensor:
+        q, k, v = (
+            F.linear(t, m).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for t, m in zip((x, source, source), weights, strict=False)
+        )
+        together = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        return F.linear(together, weights[3])
+
+    def run() -> None:
+        y = x + attended(x, x, own)
+        y = y + attended(y, text, other)
+        F.linear(F.gelu(F.linear(y, up), approximate="tanh"), down)
+
+    return run
+
+
+@torch.no_grad()
+def compare(scene: Scene, repeats: int, chunks: tuple[int, ...]) -> None:
+    """A call of the field, by chunks, beside the block that it belongs to."""
+    rendered = scene.render().features.flatten(2).mT.reshape(scene.tokens.shape)
+    ways = {
+        f"field, chunks of 2^{round(math.log2(n))}": lambda n=n: scene.render(n) for n in chunks
+    }
+    ways["field"] = scene.render
+    ways["injection"] = lambda: scene.injection(scene.tokens, rendered)
+    ways["block"] = block(scene)
+    taken = race(ways, repeats)
+    rows = len(scene.targets[0]) * math.prod(scene.case.size) * SAMPLES
+    rows *= len(scene.references.features)
+    print(f"\n{scene.case.name + ', rendering':30}      ms    busy  ns a row")
+    for name, t in taken.items():
+        each = f"{1e9 * t.busy / rows:9.1f}" if name.startswith("field") else ""
+        print(f"{name:30} {1e3 * t.median:7.1f} {1e3 * t.busy:7.1f} {each}")
+    field, injection, rest = (taken[name].busy for name in ("field", "injection", "block"))
+    if scene.device.type == "cuda":
+        field, injection, rest = (taken[name].median for name in ("field", "injection", "block"))
+    anew, kept = ((part + injection) / (part + injection + rest) for part in (field, 0.0))
+    met = "met" if kept <= GOAL_SHARE else "missed"
+    print(f"share of a block with field: {anew:.0%} rendered anew, {kept:.0%} kept")
+    print(f"Goal: at most {GOAL_SHARE:.0%} of a step with references kept: {met}")
+
+
+@torch.no_grad()
+def show_stages(scene: Scene) -> None:
+    profiler = cProfile.Profile()
+    profiler.runcall(scene.render)
+    stats = pstats.Stats(profiler)
+    print(f"\n{scene.case.name + ', stages of a call':30} share  calls")
+    found = []
+    for (file, _, name), (_, calls, _, total, _) in stats.stats.items():
+        if Path(file).stem.startswith("feature_") and total > LEAST_SHARE * stats.total_tt:
+            found.append((total / stats.total_tt, name, calls))
+    for share, name, calls in sorted(found, reverse=True):
+        print(f"{name:30} {share:5.0%}  {calls:5}")
+
+
+def compare_training(scene: Scene, chunks: tuple[int, ...]) -> None:
+    """Steps by sizes of chunk, each twice after a warm-up, and their peak memory."""
+    print(f"\n{scene.case.name + ', training':30}  s a step    busy  MiB")
+    times = []
+    for rows in chunks:
+        step = scene.trainer(rows)
+        step()
+        before = start_counting(scene.device)
+        taken = [seconds_of(step) for _ in range(2)]
+        if scene.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        else:
+            peak = resident("VmHWM") - before if before is not None else math.nan
+        clock, busy = (min(column) for column in zip(*taken, strict=True))
+        times.append(busy)
+        name = f"chunks of 2^{round(math.log2(rows))}"
+        print(f"{name:30} {clock:9.2f} {busy:7.2f} {peak / 2**20:4.0f}")
+    if scene.case is TINY and scene.device.type == "cpu":
+        met = "met" if min(times) <= GOAL_STEP else "missed"
+        print(f"Goal: a step within {GOAL_STEP} s of one core: {met} ({min(times):.2f} s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed and memory of the feature field.")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="Tiny's size only, 2 rounds")
+    chosen = parser.parse_args()
+    repeats = 2 if chosen.quick else chosen.repeats
+    threads = torch.get_num_threads()
+    load_pack()
+    torch.set_num_threads(threads)  # the tests keep to two
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(
+        f"{machine(device)}, {threads} of {os.cpu_count()} threads, torch {torch.__version__}; "
+        f"median of {repeats} rounds"
+    )
+    for case in (TINY,) if chosen.quick else (TINY, WAN):
+        scene = Scene(case, VIEWS, REFERENCES, device)
+        compare(scene, repeats, CHUNKS)
+        if device.type == "cpu":
+            show_stages(scene)
+        compare_training(Scene(case, TRAINED_VIEWS, TRAINED_REFERENCES, device), CHUNKS)
+
+
+if __name__ == "__main__":
+    main()
