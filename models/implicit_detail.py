@@ -81,7 +81,7 @@ def add_detail(
             plain = _decided(clip, n, bases[v, n], usual, strength)
             out[v, n] = video.lit(plain.flatten(1).T, v, n, points, True).T.view(3, H, W)
     if surface is not None:
-        alike = without_casts(out, view_casts(out, *surface, tick))
+        alike = without_casts(out, view_casts(out, *surface, tick), surface[0])
         out = torch.lerp(out, agreed(alike, *surface, tick), strength)
     video.detail = torch.empty_like(out, dtype=torch.float16)
     for v in range(V):

@@ -1,7 +1,7 @@
 """Views of one performer, smoothed together: surface that two of them see gets the same colours.
 
 Stage: smoothed views + depth + rig -> the same, agreeing better. Each view's own cast, constant over
-the clip, is told from the surface that it shares with others; then views vote for each other at the
+the clip, is told from the surface that it shares with others, and taken off this surface; then views vote for each other at the
 same moment, as frames do along the motion (implicit_detail.py).
 """
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
+from .filters import gaussian
 from .metrics import DEPTH_TOLERANCE, corresponding, sample
 
 FLOOR = 0.1
@@ -30,6 +31,10 @@ ALIKE = 2.0
 """Times the usual difference of two views beyond which one counts little for the other."""
 LEAST = 1e-5
 """Mean squared difference that any two views may have."""
+EXPLAINED = 0.25
+"""Share of the variance between the views' backgrounds that their casts may leave, to be theirs too."""
+BESIDE = 2
+"""Pixels beside the surface that still have its cast: its soft edge."""
 SAY = 0.5
 """Weight of another view: it is read between its pixels, at places that are not exact."""
 
@@ -81,10 +86,34 @@ def view_casts(
     return found * (1 - (SURE / found.abs().clamp(min=1e-6)).square()).clamp(min=0)
 
 
-def without_casts(frames: Tensor, casts: Tensor) -> Tensor:
-    """Views [V, F, 3, H, W] without casts [V, 3]."""
-    factor = (-casts).exp()[:, None, :, None, None]
-    return (frames + FLOOR) * factor - FLOOR
+def without_casts(
+    frames: Tensor,  # [V, F, 3, H, W]
+    casts: Tensor,  # [V, 3]
+    depth: Tensor,  # [V, F, H, W] metres, 0 = nothing
+) -> Tensor:  # [V, F, 3, H, W]
+    """Views without their casts: on the surface, and on the rest where that is tinted alike."""
+    share = torch.stack([_beside(view > 0) for view in depth])[:, :, None]
+    if _tinted_alike(frames, casts, share[:, :, 0] == 0):
+        share = torch.ones_like(share)
+    return (frames + FLOOR) * (-share * casts[:, None, :, None, None]).exp() - FLOOR
+
+
+def _tinted_alike(frames: Tensor, casts: Tensor, rest: Tensor) -> bool:  # rest: [V, F, H, W] bool
+    """Whether the casts explain how the views differ beside the surface, as before one backdrop.
+
+    Before different scenery nothing tells, and its colours are left as they are."""
+    if int(rest.flatten(1).sum(1).min()) < FEWEST:
+        return False
+    colours = [view.movedim(1, -1)[mask] for view, mask in zip(frames, rest, strict=True)]
+    usual = torch.stack([(c.clamp(min=0) + FLOOR).log().median(0).values for c in colours])
+    apart, left = (x.var(0).sum() for x in (usual, usual - casts))
+    return bool(left < EXPLAINED * apart)
+
+
+def _beside(known: Tensor) -> Tensor:  # [F, H, W] bool -> [F, H, W] 0..1
+    """1 on the surface and just beside it, fading out over some pixels."""
+    wide = F.max_pool2d(known.float()[:, None], 2 * BESIDE + 1, 1, BESIDE)[:, 0]
+    return gaussian(wide, BESIDE / 2)
 
 
 def agreed(frames: Tensor, depth: Tensor, rig: Rig, tick) -> Tensor:  # [V, F, 3, H, W]

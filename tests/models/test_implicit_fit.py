@@ -27,6 +27,7 @@ from turnaround.models.implicit_start import (
     weighted_median,
 )  # fmt: skip
 from turnaround.models.implicit_video import FieldSize, places_of
+from turnaround.models.implicit_views import without_casts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -445,3 +446,30 @@ def test_views_agree_better_together():
     one, two = (metrics.cross_view_consistency(f, depth, rig).rmse for f in (alone, together))
     assert two < 0.4 * one
     assert (together.std((3, 4)) > 0.9 * clean.std((3, 4))).all(), "not by blurring"
+
+
+def two_tinted(everywhere: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Two views of a grey performer before a backdrop [V, F, 3, H, W], depth and casts."""
+    depth = torch.zeros(2, 3, H, W)
+    depth[:, :, 10:30, 20:44] = 2.0
+    casts = torch.tensor([[-0.1] * 3, [0.1] * 3])
+    tinted = 0.5 * casts.exp().view(2, 1, 3, 1, 1) - 0.1
+    where = (depth[:, :, None] > 0) | everywhere
+    return torch.where(where, tinted, torch.tensor(0.4)).expand(2, 3, 3, H, W), depth, casts
+
+
+def test_backgrounds_keep_their_colours_when_views_agree():
+    """Only the performer, the middle of the picture, is darker or brighter."""
+    tinted, depth, casts = two_tinted(False)
+    out = without_casts(tinted, casts, depth)
+    assert (out[..., 11:29, 21:43] - 0.4).abs().max() < 2e-3
+    away = out.clone()
+    away[..., 4:36, 14:50] = 0.4
+    assert (away - 0.4).abs().max() < 1e-4
+
+
+def test_a_backdrop_that_is_tinted_like_the_performer_loses_its_cast_too():
+    tinted, depth, casts = two_tinted(True)
+    torch.testing.assert_close(
+        without_casts(tinted, casts, depth), torch.full_like(tinted, 0.4), atol=1e-5, rtol=0
+    )
