@@ -118,14 +118,12 @@ def feature_mesh(
     pixels = torch.stack([x, y], 1)[:, None] + torch.tensor(CORNERS, device=x.device).flip(1)
     rays = torch.linalg.solve(K, F.pad(pixels.to(K), (0, 1), value=1.0).mT).mT
     corners = rays * corner_depths(depth, jump)[:, y, x].T[..., None]  # [n, 4, 3]
-    facing = _cosine(corners) > GRAZING_COSINE
-    carries = facing & _goes_on(depth, jump)[y, x]
     a, b, c, d = (4 * torch.arange(len(y), device=y.device) + k for k in range(4))
     return FeatureMesh(
         corners.flatten(0, 1),
         (pixels / pixels.new_tensor([W, H])).flatten(0, 1),
         torch.cat([torch.stack([a, b, c], 1), torch.stack([a, c, d], 1)]),
-        carries.repeat(2),
+        (_cosine(corners) > GRAZING_COSINE).repeat(2),
     )
 
 
@@ -134,14 +132,6 @@ def _cosine(corners: Tensor) -> Tensor:  # [n, 4, 3] -> [n]
     a, b, c, d = corners.unbind(1)
     normals = torch.linalg.cross(c - a, d - b)
     return F.cosine_similarity(normals, corners.mean(1), dim=1)
-
-
-def _goes_on(depth: Tensor, jump: float) -> Tensor:  # [H, W] bool
-    """Whether the surface goes on to a side, and up or down: steps of a steep one do not."""
-    left, right, up, down = (
-        _joined(depth, *step, jump) for step in ((0, -1), (0, 1), (-1, 0), (1, 0))
-    )
-    return (left | right) & (up | down)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from turnaround.models.feature_mesh import (
     corner_depths,
     middle_view,
 )
+from turnaround.models.feature_mesh_picture import carried_pictures
+from turnaround.models.unseen import STRENGTH, TINT
 
 GRID = (6, 8)
 WIDTH, HEIGHT = 128, 96
@@ -246,6 +248,29 @@ def test_true_colours_arrive_at_the_next_camera_of_a_ring():
     error = (made.replaced(x)[0, 1] - x[0, 1])[there].square().mean()
     unmoved = (x[0, 0] - x[0, 1])[there].square().mean()
     assert error < unmoved / 3
+
+
+def test_pictures_show_the_anchors_colours_and_in_orange_what_is_newly_visible():
+    _, rig, depth = two_squares()
+    blue = torch.tensor([0.1, 0.2, 0.9])[None, :, None, None].expand(1, 3, HEIGHT, WIDTH)
+    shown = carried_pictures(depth, rig, 0, GRID, blue)
+    assert shown.shape == (2, 1, 3, HEIGHT, WIDTH)
+    assert torch.allclose(shown[0], blue, atol=1e-5)
+    seen = carried(depth, rig, 0, GRID).seen[1]
+    orange = F.interpolate((~seen)[None].float(), (HEIGHT, WIDTH))[0] > 0.5
+    tint = torch.tensor(TINT) / 255
+    strength = (shown[1, 0] * tint[:, None, None]).sum(0) / tint.square().sum()
+    assert orange.any() and (strength[orange[0]] > STRENGTH).all()
+    inside = shown[1, 0][:, ~orange[0]] - blue[0, :, :1, 0]
+    assert inside.abs().mean() < 0.05
+
+
+def test_without_a_picture_depth_is_shown():
+    _, rig, depth = two_squares()
+    depth = depth.float()
+    shown = carried_pictures(depth, rig, 0, GRID)
+    near, far = shown[0, 0, :, HEIGHT // 2, WIDTH // 2], shown[0, 0, :, HEIGHT // 2, 5]
+    assert (near > far + 0.3).all()
 
 
 def test_the_middle_of_an_arc_is_the_anchor():
