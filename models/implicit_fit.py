@@ -88,6 +88,9 @@ PAPER = Settings(
 CAST_RATE = 1e-3
 """Adam's learning rate of the casts. Jitter is not trained: it would explain what the fields don't know
 of the performer, and bend a clean clip's performer by a tenth of a pixel (31 dB instead of 50)."""
+PART, PART_ELSEWHERE = 1 << 14, 1 << 18
+"""Pixels of a step between two looks at the cancel button, on a CPU and elsewhere: less than a second,
+of the published size too. Their gradients add up to the step's."""
 HELD = 0.1
 """How much casts are held to where they began, by their squares."""
 
@@ -115,9 +118,45 @@ def flow_loss(
     here: Tensor,  # [N, 2] D(p, n), shares of the picture
     there: Tensor,  # [N, 2] D(p + flow, n + 1)
     sure: Tensor,  # [N] 0..1
+    total: Tensor,  # sum of `sure` over all pixels of the step, of which these may be a part
 ) -> Tensor:
     """DiffPerformer Eq. 7 by its meaning: canon(p, n) = canon(p + F, n + 1), where flow is believed."""
-    return ((here - there).abs().sum(1) * sure).sum() / sure.sum().clamp(min=1.0)
+    return ((here - there).abs().sum(1) * sure).sum() / total.clamp(min=1.0)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Rows and columns of a frame that a step explains, or a part of its rows."""
+
+    view: int
+    frame: int
+    rows: slice
+    columns: slice
+    whole: slice
+    """Rows of the step."""
+
+    @property
+    def around(self) -> slice:
+        """The rows, with those beside them that Sobel's slopes need."""
+        return slice(max(self.rows.start - 1, self.whole.start),
+                     min(self.rows.stop + 1, self.whole.stop))  # fmt: skip
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of the step."""
+        return _long(self.whole), _long(self.columns)
+
+    def parts(self, pixels: int) -> list[Patch]:
+        """Cut into so many pixels at most, but a row at least."""
+        step = max(1, pixels // _long(self.columns))
+        return [
+            replace(self, rows=slice(top, min(top + step, self.whole.stop)))
+            for top in range(self.whole.start, self.whole.stop, step)
+        ]
+
+
+def _long(part: slice) -> int:
+    return part.stop - part.start
 
 
 class ImplicitFit:
@@ -200,25 +239,39 @@ class ImplicitFit:
         frame = piece.start + self._draw(len(piece))
         for group in self.optimiser.param_groups:
             group["lr"] = group["first"] * 0.5 ** min(3, 4 * self.done // self.planned)
-        terms = self._losses(v, piece, frame)
-        loss = sum(terms.values())
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        terms = self._descend(piece, self._patch(v, frame))
         self.optimiser.step()
         self.done += 1
-        self.history.total.append(float(loss.detach()))
-        self.history.terms.append({name: float(t.detach()) for name, t in terms.items()})
+        self.history.total.append(sum(terms.values()))
+        self.history.terms.append(terms)
         return v, frame
+
+    def _descend(self, piece: Piece, patch: Patch) -> dict[str, float]:
+        """The losses of a step, whose gradients are added up part by part."""
+        found: dict[str, Tensor] = {}
+        limit = PART if self.video.device.type == "cpu" else PART_ELSEWHERE
+        followed = self.settings.flow > 0 and patch.frame < piece.stop
+        believed = self._believed(patch)[1].sum(1) if followed else None
+        for part in patch.parts(limit):
+            self.tick()
+            terms = self._losses(piece, part, believed)
+            if self.settings.known and part.rows.start == patch.whole.start:
+                terms["held"] = self._held(patch.view, patch.frame)
+            sum(terms.values()).backward()
+            for name, term in terms.items():
+                found[name] = found.get(name, 0.0) + term.detach()
+        return {name: float(term) for name, term in found.items()}
 
     def _draw(self, count: int) -> int:
         return int(torch.randint(count, (1,), generator=self.generator))
 
-    def _patch(self, v: int, frame: int) -> tuple[slice, slice]:
-        """Rows and columns that a step looks at: more often where frames differ."""
+    def _patch(self, v: int, frame: int) -> Patch:
+        """What a step looks at: more often where frames differ."""
         W, H = self.size
         side = self.settings.patch
         if not side:
-            return slice(0, H), slice(0, W)
+            return Patch(v, frame, slice(0, H), slice(0, W), slice(0, H))
         h, w = min(side, H), min(side, W)
         if v not in self.busy:
             self.busy[v] = _busy(self.material.frames[v], (h, w))
@@ -226,7 +279,8 @@ class ImplicitFit:
         place = int(torch.multinomial(map_.flatten(), 1, generator=self.generator))
         top, left = (STRIDE * n for n in divmod(place, map_.shape[1]))
         top, left = min(top, H - h), min(left, W - w)
-        return slice(top, top + h), slice(left, left + w)
+        rows = slice(top, top + h)
+        return Patch(v, frame, rows, slice(left, left + w), rows)
 
     def _share(self) -> Tensor | None:
         """How much of each level of the deformation's encoding is heard by now."""
@@ -237,14 +291,16 @@ class ImplicitFit:
         share = annealed(levels, levels * (self.done - begin) / max(1.0, end - begin))
         return share.to(self.video.device)
 
-    def _losses(self, v: int, piece: Piece, frame: int) -> dict[str, Tensor]:
-        s, m = self.settings, self.material
-        rows, columns = self._patch(v, frame)
-        points = m.points[rows, columns].reshape(-1, 2)
-        goal = m.frames[v, frame, :, rows, columns]
-        layers = m.layers[:, v, frame, rows, columns].flatten(1)  # [L, N]
+    def _losses(self, piece: Piece, part: Patch, believed: Tensor | None) -> dict[str, Tensor]:
+        """What a part of a step adds to each term; `believed` [L] is how much flow of the whole step
+        is believed."""
+        s, m, video = self.settings, self.material, self.video
+        v, frame, rows = part.view, part.frame, part.around
+        points = m.points[rows, part.columns].reshape(-1, 2)
+        goal = m.frames[v, frame, :, rows, part.columns]
+        layers = m.layers[:, v, frame, rows, part.columns].flatten(1)  # [L, N]
         share = self._share()
-        video, moved = self.video, points
+        moved = points
         if s.known:
             moved = points + read(video.jitter[v, frame], points)
         places = [piece.places(n, moved, frame, share) for n in range(len(piece.layers))]
@@ -253,43 +309,54 @@ class ImplicitFit:
         if s.known:
             gain = read_smooth(video.gain[v, frame], points).exp()
             colours = colours * gain + read_smooth(video.offset[v, frame], points)
-        picture = colours.T.reshape(goal.shape)
-        error = picture - goal
-        terms = {"colour": error.square().mean() if s.squared else error.abs().mean()}
-        if s.sobel and min(goal.shape[-2:]) > 2:
-            terms["slopes"] = s.sobel * slopes(error).abs().mean()
-        if s.flow and frame < piece.stop:
-            terms["flow"] = s.flow * self._flow_loss(v, piece, frame, points, places, layers, share)
+        error = colours.T.reshape(goal.shape) - goal
+        h, w = part.sides
+        first = part.rows.start - rows.start
+        inner = slice(first * w, (first + _long(part.rows)) * w)
+        own = error.flatten(1)[:, inner]
+        terms = {"colour": (own.square() if s.squared else own.abs()).sum() / (3 * h * w)}
+        if s.sobel and min(h, w) > 2 and error.shape[1] > 2:
+            terms["slopes"] = s.sobel * slopes(error).abs().sum() / (6 * (h - 2) * (w - 2))
+        if believed is not None:
+            here = [u[inner] for u in places]
+            terms["flow"] = s.flow * self._flow_loss(piece, part, here, believed, share)
         if len(layers) > 1:
-            terms["layers"] = self._layer_loss(seen, layers)
-        if s.known:
-            terms["held"] = self._held(v, frame)
+            terms["layers"] = self._layer_loss([c[inner] for c in seen], layers[:, inner]) / (h * w)
         return terms
 
-    def _flow_loss(self, v, piece, frame, points, places, layers, share) -> Tensor:
+    def _believed(self, part: Patch) -> tuple[Tensor, Tensor]:  # [N, 2], [L, N]
+        """Where flow leads from the pixels of a part, and how surely each layer goes with it."""
         W, H = self.size
-        m = self.material
+        m, v, frame = self.material, part.view, part.frame
+        points = m.points[part.rows, part.columns].reshape(-1, 2)
         step = read(m.flow.there[v, frame], points)
         # Pixels across are shares of the width, pixels down of the height.
         after = points + step / step.new_tensor([W, H])
         inside = ((after > 0) & (after < 1)).all(1)
         sure = read(m.flow.sure_there[v, frame][None], points)[:, 0] * inside
+        masks = m.layers[:, v, frame, part.rows, part.columns].flatten(1)
+        return after, sure * masks * read(m.layers[:, v, frame + 1], after).T
+
+    def _flow_loss(
+        self, piece: Piece, part: Patch, here: list[Tensor], believed: Tensor, share: Tensor | None
+    ) -> Tensor:
+        """Eq. 7 of all layers; `here` is D(p, n) of the part's rows."""
+        after, sure = self._believed(part)
         moved = after
         if self.settings.known:
-            moved = after + read(self.video.jitter[v, frame + 1], after)
+            moved = after + read(self.video.jitter[part.view, part.frame + 1], after)
         total = 0.0
-        for n, (here, mask) in enumerate(zip(places, layers, strict=True)):
-            there = piece.places(n, moved, frame + 1, share)
-            same = read(m.layers[n, v, frame + 1][None], after)[:, 0]
-            total = total + flow_loss(here, there, sure * mask * same)
+        for n, places in enumerate(here):
+            there = piece.places(n, moved, part.frame + 1, share)
+            total = total + flow_loss(places, there, sure[n], believed[n])
         return total
 
     def _layer_loss(self, seen: list[Tensor], layers: Tensor) -> Tensor:
-        """Layers in front know their own outline, and are black where they are not."""
+        """Layers in front know their own outline, and are black where they are not. A sum."""
         total = 0.0
         for colours, mask in zip(seen[1:], layers[1:], strict=True):
-            outline = (colours[:, 3] - mask).abs().mean()
-            beyond = (colours[:, :3].square().mean(1) * (1 - mask)).mean()
+            outline = (colours[:, 3] - mask).abs().sum()
+            beyond = (colours[:, :3].square().mean(1) * (1 - mask)).sum()
             total = total + 0.1 * outline + self.settings.background * beyond
         return total
 

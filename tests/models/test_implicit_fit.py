@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turnaround.models import implicit_still, metrics
+from turnaround.models import implicit_fit, implicit_still, metrics
 from turnaround.models.cameras import Rig
 from turnaround.models.flow import Flow
 from turnaround.models.implicit_detail import low_passed
-from turnaround.models.implicit_fit import FAST, PAPER, ImplicitFit, flow_loss, slopes
+from turnaround.models.implicit_fit import FAST, PAPER, ImplicitFit, Patch, flow_loss, slopes
 from turnaround.models.implicit_pieces import keys_of
 from turnaround.models.implicit_start import (
     cast_between,
@@ -87,15 +87,15 @@ def test_flow_loss_is_eq_7_and_has_its_gradient():
     there = torch.rand(6, 2, dtype=torch.float64, generator=seeded(3), requires_grad=True)
     sure = torch.tensor([1.0, 0, 0.5, 1, 1, 0], dtype=torch.float64)
     by_hand = sum(float(s) * (a - b).abs().sum() for s, a, b in zip(sure, here, there, strict=True))
-    torch.testing.assert_close(flow_loss(here, there, sure), by_hand / 3.5)
-    assert torch.autograd.gradcheck(lambda a, b: flow_loss(a, b, sure), (here, there))
-    flow_loss(here, there, sure).backward()
+    torch.testing.assert_close(flow_loss(here, there, sure, sure.sum()), by_hand / 3.5)
+    assert torch.autograd.gradcheck(lambda a, b: flow_loss(a, b, sure, sure.sum()), (here, there))
+    flow_loss(here, there, sure, sure.sum()).backward()
     assert not here.grad[1].any() and here.grad[0].any(), "only where flow is believed"
 
 
 def test_nothing_believed_costs_nothing():
     places = torch.rand(3, 2)
-    assert flow_loss(places, places + 1, torch.zeros(3)) == 0
+    assert flow_loss(places, places + 1, torch.zeros(3), torch.tensor(0.0)) == 0
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.0])
@@ -108,10 +108,10 @@ def test_the_right_deformation_has_no_flow_loss_in_frames_that_are_not_square(wr
         layer = piece.layers[0]
         layer.motion = torch.zeros(COUNT, 2, 1, 1)
         layer.motion[:, 0, 0, 0] = -(3.0 + wrong) / W * (torch.arange(COUNT) - piece.key)
-        points = fit.material.points[8:30, 8:40].reshape(-1, 2)
-        places = [piece.places(0, points, 2)]
-        masks = torch.ones(1, len(points))
-        loss = fit._flow_loss(view, piece, 2, points, places, masks, None)
+        rows, columns = slice(8, 30), slice(8, 40)
+        places = [piece.places(0, fit.material.points[rows, columns].reshape(-1, 2), 2)]
+        part = Patch(view, 2, rows, columns, rows)
+        loss = fit._flow_loss(piece, part, places, fit._believed(part)[1].sum(1), None)
     torch.testing.assert_close(float(loss), wrong / W, atol=1e-6, rtol=0)
 
 
@@ -334,6 +334,39 @@ def test_training_lowers_the_loss_and_repeats_by_seed():
     early, late = sum(one.history.total[:5]) / 5, sum(one.history.total[-5:]) / 5
     assert late < 0.8 * early
     assert one.history.total[:10] == two.history.total != other.history.total
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_parts_of_a_step_add_up_to_it(known, monkeypatch):
+    """Losses and gradients of a step cut into rows, of two layers, are those of the whole step."""
+    masks = torch.zeros(1, 3, H, W)
+    masks[..., 8:30, 20:50] = 1
+    settings = replace(QUICK, known=known, stride=0, patch=0)
+    fit = ImplicitFit(gliding(1.0, 3), settings, flow=moving_flow(1.0, 3), masks=masks)
+    with torch.no_grad():
+        for n, parameter in enumerate(fit.video.parameters()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=seeded(n))
+    piece, found = fit.pieces[0][1], []
+    for pixels in (W * H, 7 * W, 1):
+        monkeypatch.setattr(implicit_fit, "PART", pixels)
+        fit.optimiser.zero_grad(set_to_none=True)
+        terms = fit._descend(piece, fit._patch(0, 1))
+        slopes_ = [p.grad.clone() for p in fit.video.parameters() if p.grad is not None]
+        found.append((terms, slopes_))
+    for terms, slopes_ in found[1:]:
+        assert terms == pytest.approx(found[0][0], rel=1e-5)
+        for one, other in zip(slopes_, found[0][1], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()), rtol=1e-4)
+    assert {"colour", "slopes", "flow", "layers"} <= terms.keys()
+
+
+def test_a_step_can_be_stopped_between_its_parts(monkeypatch):
+    monkeypatch.setattr(implicit_fit, "PART", W)
+    fit = ImplicitFit(still(3), replace(QUICK, known=False, stride=0, patch=0))
+    calls = []
+    fit.tick = lambda: calls.append(1)
+    fit.steps(1)
+    assert len(calls) > H
 
 
 def test_new_frames_keep_the_fields_and_the_optimisers_state():
