@@ -108,7 +108,8 @@ class FeatureField(nn.Module):
     """A field of one block: C = `width` features, `hidden` <= C inside.
 
     `reach`: radius of the ball around the origin outside which there is nothing, in units of the
-    subject's space. It begins as grey fog of density 1 a unit, all else drawn from `generator`.
+    subject's space. It begins as grey fog of density 1 a unit in which all references count alike;
+    all else is drawn from `generator`, at unit variance, so that pictures are heard beside places.
     """
 
     PLACE, RAY, WHERE = 6, 2, 6
@@ -129,7 +130,7 @@ class FeatureField(nn.Module):
 
         def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
             layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias)
-            bound = 1 / math.sqrt(inputs)
+            bound = math.sqrt(3 / inputs)
             nn.init.uniform_(layer.weight, -bound, bound, generator)
             if bias:
                 nn.init.zeros_(layer.bias)
@@ -150,6 +151,7 @@ class FeatureField(nn.Module):
         self.out = linear(hidden, width)
         self.background = nn.Parameter(torch.zeros(width))
         nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.say.weight)
 
     def render(
         self,
@@ -187,7 +189,9 @@ class FeatureField(nn.Module):
         rows = len(references.features) * self.samples  # a ray
         at_once = AT_ONCE if K.device.type == "cpu" else AT_ONCE_ELSEWHERE
         chunk = chunk or max(1, at_once // rows)
-        maps = self.feature(references.features.movedim(1, -1).to(self.background.dtype))
+        maps = references.features.movedim(1, -1).to(self.background.dtype)
+        # As the block itself reads them: normed, without a scale of their own.
+        maps = self.feature(F.layer_norm(maps, (self.width,)))
         again = torch.is_grad_enabled() and rows * len(flat[0]) > KEPT
         parts = []
         for part in zip(*(x.split(chunk) for x in flat), strict=True):
@@ -273,7 +277,8 @@ class FeatureField(nn.Module):
         spread = (shares * (views - mean[..., None, :]).square()).sum(-2)
         where = self.where(encoded(places, self.WHERE).to(views))
         joined = self.trunk(F.silu(self.mean(mean) + self.spread(spread) + where))
-        return mean + joined, self.head(F.silu(joined)).to(places)
+        features = mean + joined
+        return features, self.head(features).to(places)
 
 
 def read_maps(

@@ -99,7 +99,8 @@ def plain_sample(field: FeatureField, refs: References, origin, direction, t):
             continue
         eye, towards = R @ origin + shift, R @ F.normalize(direction, dim=0)
         ray = torch.cat([towards, torch.linalg.cross(eye, towards)])
-        seen = field.feature(bilinear(refs.features[r], u, v))
+        normed = F.layer_norm(refs.features[r].movedim(0, -1), (WIDTH,)).movedim(-1, 0)
+        seen = field.feature(bilinear(normed, u, v))
         given = seen + field.place(encoded(there, field.PLACE)) + field.ray(encoded(ray, field.RAY))
         view = seen + field.view(F.silu(given))
         read.append(view)
@@ -111,7 +112,7 @@ def plain_sample(field: FeatureField, refs: References, origin, direction, t):
     spread = sum(s * (view - mean) ** 2 for s, view in zip(share, read, strict=True))
     joined = field.mean(mean) + field.spread(spread) + field.where(encoded(place, field.WHERE))
     joined = field.trunk(F.silu(joined))
-    head = field.head(F.silu(joined))
+    head = field.head(mean + joined)
     return field.out(mean + joined), head[1:].sigmoid(), float(head[0].exp())
 
 
