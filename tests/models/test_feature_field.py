@@ -417,3 +417,53 @@ def test_references_need_a_camera_each():
     refs = references(3)
     with pytest.raises(ValueError, match="3 feature maps.*one camera for each"):
         References(refs.features, refs.K[:2], refs.T_camera_world)
+
+
+# Learning
+
+
+def painted_ball(rig: Rig, radius: float = 0.2) -> tuple[Tensor, Tensor]:  # [N, 4, h, w]
+    """A ball in empty space whose colour is a function of the place on it: premultiplied, alpha."""
+    fine = rig.resized(4 * rig.width, 4 * rig.height)
+    size = (fine.height, fine.width)
+    rays = camera_rays(fine.K, fine.T_camera_world, size)
+    passed = span(rays, radius)
+    hit = (passed.diff(dim=-1) > 0).float()
+    x, y, z = ((rays.origins + passed[..., :1] * rays.directions) / radius).unbind(-1)
+    color = torch.stack([(3 * x).sin(), (3 * z + 2 * y).sin(), (4 * y + x).cos()], -1)
+    picture = torch.cat([(0.5 + 0.4 * color) * hit, hit], -1)
+    picture = F.avg_pool2d(picture.view(len(rig), *size, 4).movedim(-1, 1), 4)
+    return picture[:, :3], picture[:, 3]
+
+
+def test_learns_to_show_a_painted_ball_from_unseen_cameras():
+    """From 4 of 6 pictures, nearer to the truth than the nearest of all 6 by 2 dB."""
+    size, width = (8, 8), 16
+    rig, unseen = ring(6, size), ring(6, size, start=math.pi / 6)
+    (color, alpha), (true_color, true_alpha) = painted_ball(rig), painted_ball(unseen)
+    mixed = torch.einsum("ck,nkhw->nchw", draw(width, 3, seed=9).float(), color)
+    generator = torch.Generator().manual_seed(0)
+    reach = visible_reach(rig.K, rig.T_camera_world, size)
+    field = FeatureField(width, 16, reach, samples=12, generator=generator)
+    optimizer = torch.optim.Adam(field.parameters(), lr=1e-2)
+
+    def seen(chosen, cameras: Rig, generator=None):
+        chosen_refs = References(mixed[chosen], rig.K[chosen], rig.T_camera_world[chosen])
+        return field.render(
+            chosen_refs, cameras.K, cameras.T_camera_world, size, generator=generator
+        )
+
+    for _ in range(120):
+        order = torch.randperm(6, generator=generator).tolist()
+        targets, others = order[:2], order[2:6]
+        got = seen(others, rig.select(targets), generator)
+        loss = 50 * F.mse_loss(got.rgb, color[targets]) + 10 * F.mse_loss(got.alpha, alpha[targets])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        got = seen([0, 2, 3, 5], unseen)
+    nearest = torch.cdist(unseen.centers, rig.centers).argmin(1)
+    errors = [F.mse_loss(rgb, true_color) for rgb in (got.rgb, color[nearest])]
+    assert 10 * math.log10(errors[1] / errors[0]) > 2
+    assert (got.alpha - true_alpha).abs().mean() < 0.035
