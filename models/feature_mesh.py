@@ -9,6 +9,10 @@ every step and in every block, so it is rendered once, into one sparse matrix.
 Polarity: M is 1 where the anchor's surface is seen. The pictures published with the paper show its
 complement. Where there is no depth (a background) there is no mesh, and M is 0.
 
+What may be carried is free of the sampler's noise: the features of a feature field, or predicted clean
+latents. The tokens of a model's own stream hold its noisy input as well; carried, they put the
+anchor's noise into other views.
+
 Camera frame: OpenCV, any unit of length; pixel centres at +0.5. Departures from the paper:
 
 - Every pixel of the depth is a square of its own, as large as the pixel, and joined squares share
@@ -139,8 +143,8 @@ class Carried:
     """Which of the anchor's tokens show in every token of every view."""
 
     shares: Tensor
-    """[V T h w, T h w] sparse float32: of a token's samples, those that show each of the anchor's
-    tokens; rows sum to 1 where `seen`, and are empty elsewhere."""
+    """[n, T h w] sparse float32, a row for every seen token, in the order of `seen`: of its samples
+    that show the anchor's surface, how many show each of the anchor's tokens; sums to 1."""
     seen: Tensor
     """[V, T, h, w] bool, M: True = the anchor's surface is seen here."""
     anchor: int
@@ -153,11 +157,16 @@ class Carried:
         self,
         features: Tensor,  # [n, T h w, C] the anchor's
     ) -> Tensor:  # [n, V, T h w, C] of all views, the anchor too; 0 where M is 0
-        """F_rendered. Summed in float32 whatever the features are."""
-        n, V = len(features), len(self.seen)
+        """F_rendered."""
+        made = features.new_zeros(len(features), self.seen.numel(), features.shape[-1])
+        made[:, self.seen.flatten()] = self._of_seen(features)
+        return made.unflatten(1, (len(self.seen), -1))
+
+    def _of_seen(self, features: Tensor) -> Tensor:  # [n, T h w, C] -> [n, seen tokens, C]
+        """Summed in float32 whatever the features are: half precision has no sparse product."""
         columns = rearrange(features.float(), "n l c -> l (n c)")
         made = torch.sparse.mm(self.shares, columns).to(features.dtype)
-        return rearrange(made, "(v l) (n c) -> n v l c", n=n, v=V)
+        return rearrange(made, "l (n c) -> n l c", n=len(features))
 
     def replaced(
         self,
@@ -171,9 +180,11 @@ class Carried:
                 f"on features of {list(features.shape[1:3])}: make it anew with the rig and the "
                 "size of this latent."
             )
-        taken = self.seen.flatten(1).clone()
-        taken[self.anchor] = False
-        return torch.where(taken[..., None], self.rendered(features[:, self.anchor]), features)
+        own = features[:, self.anchor]
+        out = features.clone(memory_format=torch.contiguous_format)
+        out.flatten(1, 2)[:, self.seen.flatten()] = self._of_seen(own)
+        out[:, self.anchor] = own
+        return out
 
     def newly_visible(self) -> Tensor:  # [V, T, h, w] bool
         """The complement of M in all views but the anchor: what the anchor can't tell about."""
@@ -276,8 +287,9 @@ def _gathered(
     seen = count >= COVERED * SAMPLES**2
     kept = seen[views]
     views, sources = views[kept], sources[kept]
+    row = seen.cumsum(0) - 1
     shares = torch.sparse_coo_tensor(
-        torch.stack([views, sources]), 1 / count[views].float(),
-        (V * T * h * w, T * h * w), check_invariants=True,
+        torch.stack([row[views], sources]), 1 / count[views].float(),
+        (int(seen.sum()), T * h * w), check_invariants=True,
     ).coalesce()  # fmt: skip
     return Carried(shares, seen.view(shape), anchor)

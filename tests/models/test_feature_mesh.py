@@ -79,12 +79,16 @@ def expected_shares(rig, scene, grid=GRID):
     return shares
 
 
+def table(made):
+    """[V, T h w, T h w]: what every token takes of every token of the anchor."""
+    return made.rendered(torch.eye(made.shares.shape[1])[None])[0]
+
+
 def check_shares(made, expected, misses=4):
     """But for a few samples of a token that lie on a border."""
     samples = SAMPLES**2
     count = expected.sum(1)
-    L = len(count)
-    found = made.shares.to_dense()[L:].double() * count.clamp(min=1)[:, None]
+    found = table(made)[1].double() * count.clamp(min=1)[:, None]
     sure = (count - COVERED * samples).abs() > misses
     assert sure.float().mean() > 0.7
     assert (made.seen[1].flatten() == (count > COVERED * samples))[sure].all()
@@ -177,8 +181,7 @@ def test_the_back_of_a_surface_is_not_its_front():
 def test_shares_of_a_token_sum_to_one_where_it_is_seen():
     _, rig, depth = two_squares()
     made = carried(depth, rig, 0, GRID)
-    sums = made.shares.to_dense().sum(1)
-    assert torch.allclose(sums, made.seen.flatten().float(), atol=1e-6)
+    assert torch.allclose(table(made).sum(2), made.seen.flatten(1).float(), atol=1e-6)
 
 
 def test_m_replaces_and_does_not_blend():
@@ -217,7 +220,17 @@ def test_half_precision_features_stay_so_and_gradients_flow():
     x = torch.randn(1, 48, 3, requires_grad=True)
     assert made.rendered(x.bfloat16()).dtype == torch.bfloat16
     (slope,) = torch.autograd.grad(made.rendered(x).sum(), x)
-    assert torch.allclose(slope[0, :, 0], made.shares.to_dense().sum(0), atol=1e-5)
+    assert torch.allclose(slope[0, :, 0], table(made).sum((0, 1)), atol=1e-5)
+
+
+def test_gradients_reach_all_views_that_are_replaced():
+    _, rig, depth = two_squares()
+    made = carried(depth, rig, 0, GRID)
+    x = torch.randn(1, 2, 48, 2, dtype=torch.float32, requires_grad=True)
+    (slope,) = torch.autograd.grad(made.replaced(x)[:, 1].sum(), x)
+    there = made.seen[1].flatten()
+    assert (slope[0, 1, there] == 0).all() and (slope[0, 1, ~there] == 1).all()
+    assert torch.allclose(slope[0, 0, :, 0], table(made)[1].sum(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
