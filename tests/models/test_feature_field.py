@@ -208,8 +208,8 @@ def test_gradients_of_features_and_parameters():
     def rendered(features, *parameters):
         for name, parameter in zip(names, parameters, strict=True):
             layer, _, kind = name.rpartition(".")
-            owner = field.get_submodule(layer)
-            owner._parameters[kind] = parameter
+            # Not as nn.Parameter, which would be a leaf of its own.
+            field.get_submodule(layer)._parameters[kind] = parameter
         got = look(field, References(features, refs.K, refs.T_camera_world), rig)
         return got.features.sum((2, 3)), got.rgb.sum(), got.depth.sum(), got.alpha.sum()
 
@@ -297,6 +297,16 @@ def test_a_camera_that_looks_away_sees_the_background():
     )
     (got.features.sum() + got.depth.sum() + got.alpha.sum()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in field.parameters())
+
+
+def test_a_camera_inside_the_ball_looks_from_where_it_stands():
+    K, T = cameras(ring(1))
+    T[0, :3, 3] = torch.tensor([0.0, 0.0, 0.1])  # in front of the middle, by 0.1
+    rays = camera_rays(K, T, SIZE)
+    near, far = span(rays, REACH)[0].unbind(-1)
+    ends = rays.origins[0] + far[:, None] * rays.directions[0]
+    assert (near == 0).all() and (far > 0).all()
+    torch.testing.assert_close(ends.norm(dim=-1), torch.full_like(far, REACH))
 
 
 def test_references_that_look_away_show_nothing():
