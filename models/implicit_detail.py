@@ -25,8 +25,9 @@ VOTERS = 3
 """Frames before and after that are asked."""
 PATCH = 7
 """Pixels a side over which frames are compared."""
-SOFT = 1.0
-"""Pixels of blur before frames are compared."""
+SOFT = (0.0, 1.0)
+"""Pixels of blur before frames are compared. Sharp frames tell what is fine where noise is coarse,
+softened ones a fast arm that the grain of single pixels hides: whichever differs more counts."""
 ALIKE = 1.0
 """Times the clip's usual difference of two frames beyond which a voter counts little."""
 QUIET, QUIET_FACTOR = 5, 1.3
@@ -142,40 +143,44 @@ class _Clip:
         return self.known[name]
 
 
-def _usual(clip: _Clip, tick) -> float:
-    """How much two neighbouring frames, softened, usually differ: twice the flicker's variance."""
+def _usual(clip: _Clip, tick) -> Tensor:  # [len(SOFT)]
+    """How much two neighbouring frames usually differ: twice the flicker's variance."""
     count = len(clip.frames)
     found = []
     for n in torch.linspace(0, count - 2, min(8, count - 1)).round().long().tolist():
         tick()
         pair = clip.neighbour(n, n + 1) if n >= 0 else None
         if pair is not None:
-            found.append(_apart(clip.frames[n], pair[0])[pair[1] > 0.9])
-    flat = torch.cat(found) if found else torch.zeros(0)
-    if not len(flat):
-        return LEAST
-    return max(LEAST, QUIET_FACTOR * float(flat.sort().values[len(flat) // QUIET]))
+            found.append(_apart(clip.frames[n], pair[0])[:, pair[1] > 0.9])
+    flat = torch.cat(found, 1) if found else clip.frames.new_zeros(len(SOFT), 0)
+    if not flat.shape[1]:
+        return clip.frames.new_full((len(SOFT),), LEAST)
+    quiet = flat.sort(1).values[:, flat.shape[1] // QUIET]
+    return (QUIET_FACTOR * quiet).clamp(min=LEAST)
 
 
-def _apart(a: Tensor, b: Tensor) -> Tensor:  # [3, H, W] twice -> [H, W]
-    """Mean squared difference of patches, softened first: grain shrinks, what lies elsewhere stays."""
-    return _patches(gaussian(a - b, SOFT).square().mean(0))
+def _apart(a: Tensor, b: Tensor) -> Tensor:  # [3, H, W] twice -> [len(SOFT), H, W]
+    """Mean squared differences of patches, softened first: grain shrinks, what lies elsewhere stays."""
+    away = a - b
+    squares = [(gaussian(away, s) if s else away).square().mean(0) for s in SOFT]
+    return _patches(torch.stack(squares))
 
 
-def _patches(values: Tensor) -> Tensor:  # [H, W]
+def _patches(values: Tensor) -> Tensor:  # [C, H, W]
     """Means over patches."""
-    return F.avg_pool2d(values[None, None], PATCH, 1, PATCH // 2, count_include_pad=False)[0, 0]
+    return F.avg_pool2d(values[None], PATCH, 1, PATCH // 2, count_include_pad=False)[0]
 
 
-def _decided(clip: _Clip, n: int, base: Tensor, usual: float, strength: float) -> Tensor:
+def _decided(clip: _Clip, n: int, base: Tensor, usual: Tensor, strength: float) -> Tensor:
     """One frame as it and its neighbours agree [3, H, W]."""
+    usual = usual[:, None, None]
     own = clip.frames[n]
     total, weight, squares = own.clone(), torch.ones_like(own[0]), torch.ones_like(own[0])
     for m in range(max(0, n - VOTERS), min(len(clip.frames), n + VOTERS + 1)):
         pair = clip.neighbour(n, m) if m != n else None
         if pair is None:
             continue
-        away = _apart(own, pair[0]) / usual
+        away = (_apart(own, pair[0]) / usual).amax(0)
         w = strength * pair[1] * torch.exp(-(away - 1).clamp(min=0) / ALIKE)
         total += w * pair[0]
         weight += w
@@ -183,4 +188,5 @@ def _decided(clip: _Clip, n: int, base: Tensor, usual: float, strength: float) -
     mean = total / weight
     # What is left of the flicker's variance in the mean: where the fields differ no more, they are it.
     noise = usual / 2 * squares / weight.square()
-    return torch.lerp(mean, base, strength * noise / _apart(mean, base).maximum(noise))
+    alike = (noise / _apart(mean, base).maximum(noise)).amin(0)
+    return torch.lerp(mean, base, strength * alike)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turnaround.models import implicit_fit, implicit_still, metrics
+from turnaround.models import implicit_detail, implicit_fit, implicit_still, metrics
 from turnaround.models.cameras import Rig
 from turnaround.models.flow import Flow
 from turnaround.models.implicit_detail import low_passed
@@ -263,6 +263,24 @@ def test_noise_goes_and_texture_stays():
     bad = (frames + 0.06 * torch.randn(frames.shape, generator=seeded(10))).clamp(0, 1)
     out = ImplicitFit(bad, QUICK).render()
     assert metrics.psnr(out, frames) > metrics.psnr(bad, frames) + 3
+
+
+@pytest.mark.parametrize(("grain", "telling"), [(1, 1), (4, 0)])
+def test_what_noise_of_single_pixels_hides_is_told_softened_what_blotches_hide_sharp(
+    grain, telling
+):
+    """A plain limb in grain, and stripes of a pixel in blotches, each hidden at the other scale."""
+    noise = torch.randn(2, 3, H // grain, W // grain, generator=seeded(14))
+    one, other = 0.06 * F.interpolate(noise, (H, W), mode="bicubic")
+    usual = implicit_detail._apart(one, other).mean((1, 2))
+    x, y = pixel_centres(one)
+    limb = 0.08 if grain == 1 else 0.13 * (-1.0) ** (x.floor() + y.floor())
+    inside = (x - W / 2).abs() < 5
+    away = implicit_detail._apart(one + limb * inside, other) / usual[:, None, None]
+    shares = away[:, 8:-8, W // 2 - 2 : W // 2 + 2].mean((1, 2))
+    assert shares[telling] > 3
+    assert shares[1 - telling] < 2.5
+    assert (away[:, :, :16].amax(0).mean()) < 2
 
 
 def test_shaking_goes():
