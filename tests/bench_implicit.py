@@ -22,8 +22,9 @@ Method
 - Whole fits: a drawn performer of 8 frames of 128x160; the default size trains for some seconds, the
   published one ten times as long, both from noise and both from what flow tells (the warm start,
   models/implicit_start.py). From noise the default also with one canonical picture a shot, as the
-  published one has: pieces share the steps, and count on the warm start. The learning rate falls over the steps that the time allows; what is
-  prepared before the first step is not counted. PSNR of what the fields say to the clip itself.
+  published one has: pieces share the steps, and count on the warm start. The learning rate falls over
+  the steps that the time allows; what is prepared before the first step is not counted. PSNR of what
+  the fields say to the clip itself.
 - Floor: the bytes that must move at least once, through the bandwidth that this machine shows when
   torch copies a tensor larger than its caches. Forward reads the points and every entry that a corner
   falls on, and writes the features; backward reads the points and the features' gradient, writes the
