@@ -13,6 +13,7 @@ Frames: pixels of the working pictures, x right, y down, centres at +0.5; colour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,8 +23,17 @@ from torch import Tensor
 
 from . import deflicker_places as places
 from .deflicker_colour import Pair, Tints, grid_of, readable, tints
-from .deflicker_texture import averaged, crisp, enlarged, noise_of, read, read_sharply, smoothed
-from .filters import gaussian, read_at
+from .deflicker_texture import (
+    averaged,
+    crisp,
+    enlarged,
+    misplaced,
+    noise_of,
+    read,
+    read_sharply,
+    smoothed,
+)
+from .filters import gaussian, grown, read_at
 from .flow import SMALLEST, evened
 from .implicit_still import find_still
 from .relief import opencv
@@ -34,18 +44,38 @@ WORK = 1 << 17
 """Pixels of the pictures on which everything is measured."""
 FIRST = 2
 """Frames to either side that are averaged before the flow that texture follows: noise misleads it."""
-QUIET = 0.01
-"""Noise (of 1) below which flow is not misled."""
+QUIET, LOUD = 0.01, 0.02
+"""Noise (of 1) below which flow is not misled; and at which half of the wobble that it tells of what
+moves, beside what stands still, may be its own error."""
 DISTANCES = (1, 2, 4)
 """Frames from one to the other of a pair whose colours are compared."""
 LEAST = 0.05
 """Pixels: wobble is never taken for less, so that shares of it stay finite."""
 ROUNDS = 2
-"""Times that places are measured: flow evens out a part of what it measures."""
+"""Times that places are measured where nothing stands still: flow evens out a part of what it
+measures."""
+SWAYS = (0.02, 0.016, 0.0137, 0.011, 0.0094, 0.0075)
+"""Share of the longer side by which what stands still may be bent, turn by turn: much until its jitter
+is known, or the places that are bent most pass for motion; then less."""
+BENT = 0.8
+"""Share of what stands still that is bent less than is asked for: others are in plain sight."""
+SOME = 1 << 20
+"""Places that are enough to tell a quantile."""
+BLUR = 0.25
+"""Share of the Laplacian, for a square pixel of what may be left, that makes up for averaging it: half
+of its variance (Taylor), which is half of the most that is allowed for."""
+LEFT = 0.6
+"""Share of the wobble that what stands still may be left with when it has been straightened: frames
+that differ by no more are averaged."""
 PLATE = 1 << 15
 """Pixels of the pictures on which is told what stands still."""
-FADE = 2.0
-"""Pixels of those (sigma) over which the bend of what stands still ends at what moves."""
+MISLED = 8.0
+"""Pixels by which a noise of 1 makes flow seem to wobble."""
+STANDS = 0.2
+"""Share of the picture that must stand still to tell how far it wobbles."""
+SEAM, FADE = 1, 2.0
+"""Pixels of those by which what stands still is widened, and (sigma) over which its bend then ends at
+what moves."""
 ENOUGH = 1400
 """Points of a frame that are compared in colour."""
 
@@ -92,6 +122,21 @@ class _Remedy:
     """Of the corrected pictures, there and back [n - 1, 2, h, w]."""
     noise: float
     wobble: float
+    stands: Tensor
+    """[n, h, w] 0..1, what stood still and was straightened."""
+
+
+@dataclass(frozen=True)
+class _Straight:
+    """How the places of a shot were put right."""
+
+    shifts: Tensor | None
+    """[n, 2, h, w] working pixels: where to read; None = nothing is bent."""
+    wobble: float
+    flows: tuple[Tensor, Tensor]
+    """Of the straight pictures; none where they stand."""
+    stands: Tensor
+    """[n, h, w] 0..1; 0 everywhere if it was not straightened."""
 
 
 def deflicker(
@@ -195,26 +240,31 @@ def _remedy(small: Tensor, settings: DeflickerSettings, tick: _Ticker) -> _Remed
     flows = _flows(small, tick)
     tint = tints(list(_pairs(small, flows, tick)), len(small), grid_of(small), settings.colour)
     small = tint.apply(small, slice(None))
-    calm, flows = _calmed(small, flows, tick)
-    shifts, bent = None, 0.0
+    calm, flows, noise = _calmed(small, flows, tick)
+    straight = _Straight(None, 0.0, flows, torch.zeros_like(small[:, 0]))
     if settings.places > 0:
-        shifts, bent, flows = _straightened(calm, flows, settings.places, tick)
-    if shifts is not None:
-        small = torch.stack([read_sharply(p, s) for p, s in zip(small, shifts, strict=True)])
-    looks = smoothed(small)
-    return _Remedy(tint, shifts, looks, flows, noise_of(looks, flows[0]), bent)
+        straight = _straightened(calm, flows, noise, settings.places, tick)
+    if straight.shifts is not None:
+        small = _read_all(small, straight.shifts)
+    looks, flows = smoothed(small), straight.flows
+    noise = noise_of(looks, flows[0])
+    return _Remedy(tint, straight.shifts, looks, flows, noise, straight.wobble, straight.stands)
+
+
+def _read_all(pictures: Tensor, shifts: Tensor) -> Tensor:
+    return torch.stack([read_sharply(p, s) for p, s in zip(pictures, shifts, strict=True)])
 
 
 def _calmed(
     small: Tensor, flows: tuple[Tensor, Tensor], tick: _Ticker
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The pictures with less noise, which misleads flow, and their flow."""
+) -> tuple[Tensor, tuple[Tensor, Tensor], float]:
+    """The pictures with less noise, which misleads flow, their flow, and how much noise there was."""
     looks = smoothed(small)
     noise = noise_of(looks, flows[0])
     if noise < QUIET**2:
-        return small, flows
+        return small, flows, noise
     calm = [averaged(f, lambda g: small[g], looks, flows, noise, FIRST) for f in _told(small, tick)]
-    return torch.stack(calm), _flows(torch.stack(calm), tick)
+    return torch.stack(calm), _flows(torch.stack(calm), tick), noise
 
 
 def _told(small: Tensor, tick: _Ticker) -> Iterator[int]:
@@ -247,49 +297,99 @@ def _pairs(small: Tensor, flows: tuple[Tensor, Tensor], tick: _Ticker) -> Iterat
 
 
 def _straightened(
-    calm: Tensor, flows: tuple[Tensor, Tensor], strength: float, tick: _Ticker
-) -> tuple[Tensor | None, float, tuple[Tensor, Tensor]]:
-    """Where to read every frame so that it is straight [n, 2, h, w], how far it was bent, and the
-    flow then; None and 0 where flow can't tell wobble from its own error.
+    calm: Tensor, flows: tuple[Tensor, Tensor], noise: float, strength: float, tick: _Ticker
+) -> _Straight:
+    """Where to read every frame so that it is straight; nowhere else where neither what stands still
+    nor flow can tell wobble from its own error.
 
-    What stands still is told against the mean of all frames, the rest against its own motion."""
-    start, shifts, bent = calm, torch.zeros_like(calm[:, :2]), 0.0
+    What stands still is told against the mean of all frames, the rest against its own motion. Where
+    the one wobbles, so does the other."""
     field, stands = _beside_plate(calm, tick)
-    if (size := float(field.square().mean().sqrt())) > places.USUAL:
-        bent, shifts = size, strength * places.undone(field)
-        calm = torch.stack([read_sharply(p, s) for p, s in zip(start, shifts, strict=True)])
-        flows = _flows(calm, tick)
-    wobble, usual = places.wobble_of(flows, places.contrast_of(calm))
-    # Steeper than James and Stein's shrinkage: a picture bent by a flow's error is worse than wobble.
-    share = strength * max(0.0, 1 - (usual / max(wobble, 1e-6)) ** 4)
-    if share == 0:
-        return (shifts if bent else None), bent, flows
-    bent, start, rest = max(bent, wobble), calm, torch.zeros_like(shifts)
+    wobble = _wobble_of(field, stands, places.contrast_of(calm))
+    if (share := strength * _worth(wobble, places.USUAL)) > 0:
+        sure = strength / (1 + (noise / LOUD**2) ** 2)
+        shifts = share * places.undone(field)
+        return _beside_what_stands(calm, shifts, stands[:, 0], wobble, sure, tick)
+    stands = torch.zeros_like(calm[:, 0])
+    wobble, least = places.wobble_of(flows, places.contrast_of(calm))
+    if (share := strength * _worth(wobble, least + MISLED * noise**0.5)) == 0:
+        return _Straight(None, 0.0, flows, stands)
+    now, shifts = calm, torch.zeros_like(calm[:, :2])
     for n in range(ROUNDS):
-        contrast = places.contrast_of(calm)
-        if n:
-            wobble, _ = places.wobble_of(flows, contrast)
-        for f in _told(calm, tick):
-            field = places.beside(flows, f, contrast[f], max(wobble, LEAST)) * (1 - stands[f])
-            new = share * places.undone(field[None])[0]
-            rest[f] = new + read(rest[f], new)
-        calm = torch.stack([read_sharply(p, s) for p, s in zip(start, rest, strict=True)])
-        flows = _flows(calm, tick)
-    joined = [r + read(s, r) for s, r in zip(shifts, rest, strict=True)]
-    return torch.stack(joined), bent, flows
+        left = places.wobble_of(flows, places.contrast_of(now))[0] if n else wobble
+        shifts = _along_motion(now, shifts, flows, stands, share, max(left, LEAST), tick)
+        now = _read_all(calm, shifts)
+        flows = _flows(now, tick)
+    return _Straight(shifts, wobble, flows, stands)
+
+
+def _wobble_of(
+    field: Tensor,  # [n, 2, h, w] pixels
+    stands: Tensor,  # [n, 1, h, w]
+    contrast: Tensor,  # [n, h, w]
+) -> float:
+    """Standard deviation along an axis of how far what stands still is bent: of clear places, where it
+    is told, and from a quantile, since a few places are far off."""
+    told = (stands[:, 0] > 0.5) & (contrast > places.CONTRAST)
+    found = (field / stands.clamp(min=0.5)).square().sum(1)[told]
+    if float(stands.mean()) < STANDS or len(found) < places.FEWEST:
+        return 0.0
+    found = found[:: 1 + len(found) // SOME]
+    return math.sqrt(float(found.quantile(BENT)) / (-2 * math.log(1 - BENT)))
+
+
+def _worth(size: float, usual: float) -> float:
+    """0..1. Steeper than James and Stein's shrinkage: a picture bent by an error is worse than
+    wobble."""
+    return max(0.0, 1 - (usual / max(size, 1e-6)) ** 4)
+
+
+def _beside_what_stands(
+    calm: Tensor, shifts: Tensor, stands: Tensor, wobble: float, sure: float, tick: _Ticker
+) -> _Straight:
+    """What stands is straight already; what moves is looked at once, since a second look would take
+    fast motion for wobble that is left."""
+    now = _read_all(calm, shifts)
+    rest = _along_motion(
+        now, torch.zeros_like(shifts), _flows(now, tick), stands, sure, wobble, tick
+    )
+    shifts = torch.stack([r + read(s, r) for s, r in zip(shifts, rest, strict=True)])
+    there, back = _flows(_read_all(calm, shifts), tick)
+    # Flow would follow what is left of the wobble; where nothing moves, none is followed.
+    flows = there * (1 - stands[:-1, None]), back * (1 - stands[1:, None])
+    return _Straight(shifts, wobble, flows, stands)
+
+
+def _along_motion(
+    pictures: Tensor,
+    shifts: Tensor,  # [n, 2, h, w] so far
+    flows: tuple[Tensor, Tensor],
+    stands: Tensor,  # [n, h, w]
+    share: float,
+    wobble: float,
+    tick: _Ticker,
+) -> Tensor:  # [n, 2, h, w]
+    """The shifts, and what the pictures, read there, still lie beside their motion."""
+    more = []
+    for f in _told(pictures, tick):
+        field = places.beside(flows, f, pictures[f], 1 - stands[f], wobble)
+        new = share * places.undone(field[None])[0]
+        more.append(new + read(shifts[f], new))
+    return torch.stack(more)
 
 
 def _beside_plate(calm: Tensor, tick: _Ticker) -> tuple[Tensor, Tensor]:
     """How far what stands still lies beside the mean of all frames [n, 2, h, w] pixels, and how surely
-    it stands [n, h, w] 0..1."""
+    it stands [n, 1, h, w] 0..1."""
     h, w = calm.shape[-2:]
     scale = min(1.0, (PLATE / (h * w)) ** 0.5)
     size = tuple(max(SMALLEST, round(s * scale)) for s in (h, w))
-    still = find_still(F.interpolate(calm, size, mode="area"), 1, lambda: tick(0))
-    stands = gaussian(still.share, FADE)[:, None]
+    still = find_still(F.interpolate(calm, size, mode="area"), 1, lambda: tick(0), SWAYS)
+    # The seam that was left out around what moves is straightened like what it borders on.
+    stands = gaussian(grown(still.share, SEAM), FADE)[:, None]
     both = F.interpolate(torch.cat([-still.jitter * stands, stands], 1), (h, w), mode="bilinear")
     grow = both.new_tensor([w / size[1], h / size[0]])[:, None, None]
-    return both[:, :2] * grow, both[:, 2].clamp(0, 1)
+    return both[:, :2] * grow, both[:, 2:].clamp(0, 1)
 
 
 def _steady(
@@ -310,7 +410,10 @@ def _steady(
     for f in range(len(frames)):
         frame = straight(f)
         if settings.texture > 0:
-            calm = averaged(f, straight, remedy.looks, remedy.flows, remedy.noise, settings.reach)
+            left = LEFT * remedy.wobble * remedy.stands[f]
+            noise = remedy.noise + misplaced(remedy.looks[f], left)
+            calm = averaged(f, straight, remedy.looks, remedy.flows, noise, settings.reach)
+            calm = crisp(calm, BLUR * left.square())
             frame = frame.lerp(calm, settings.texture)
         ready.pop(f - settings.reach, None)
         frame = frame.clamp(0, 1)

@@ -17,17 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .filters import gaussian, read_at
+from .implicit_start import structure
 from .metrics import sample
 
 STRIDE, REACH = 4, 8
 """Pixels between the points that are followed; frames both ways over which they are."""
-RETURNED = 2.0
-"""Pixels by which flow there and back may miss the place where it began."""
+RETURNED, NEARLY = 2.0, 1.0
+"""Pixels by which flow there and back may miss the place where it began; and where it must tell less
+than a pixel."""
 MOTIONS = ((0, 1.0), (1, 1.0), (1, 0.5), (2, 1.0), (2, 0.6), (2, 0.4))
 """Smooth motions that are tried: degree of a polynomial, and over which share of the reach."""
-POOLED, FIELD = 2.0, 0.7
-"""Cells of points (sigma): over which it is judged how well motions fit, and over which shifts are
-averaged."""
+POOLED = 2.0
+"""Cells of points (sigma) over which it is judged how well motions fit."""
+NARROWING = (0.1, 0.05, 0.025, 0.0125)
+"""Shares of the longer side (sigma) over which points agree about a bend: first widely, then narrowly,
+as far as they tell of it themselves."""
+FAINT = 1e-4
+"""Squared difference of colours below which a bend as large as usual is not told by a place."""
+FARTHEST = 1.5
+"""Times the usual wobble that a point lies beside its motion at most: more is a flow's error."""
 USUAL, MISSED = 0.1, 3.0
 """Pixels by which frames without wobble seem to be beside smooth motion, since flow errs; and more,
 a pixel by which flow there and back misses the place where it began: noise misleads it."""
@@ -59,7 +67,7 @@ def grid_points(h: int, w: int, device=None) -> tuple[Tensor, tuple[int, int]]:
     return grid.view(-1, 2), (len(y), len(x))
 
 
-def follow(there: Tensor, back: Tensor, f: int, reach: int) -> Tracks:
+def follow(there: Tensor, back: Tensor, f: int, reach: int, returned: float = RETURNED) -> Tracks:
     """The grid's points of frame f, up to `reach` frames both ways; flows [F - 1, 2, h, w]."""
     h, w = there.shape[-2:]
     start, _ = grid_points(h, w, there.device)
@@ -74,7 +82,7 @@ def follow(there: Tensor, back: Tensor, f: int, reach: int) -> Tracks:
             q = p + move
             missed = (move + read_at(home[n], q)).norm(dim=1)
             inside = ((q > 0) & (q < q.new_tensor([w, h]))).all(1)
-            seen = seen * ((missed < RETURNED) & inside)
+            seen = seen * ((missed < returned) & inside)
             found[way * k], p = (q, seen), q
     order = sorted(found)
     return Tracks(
@@ -121,13 +129,14 @@ def _jerk(tracks: Tracks, clear: Tensor) -> Tensor:  # [M] pixels a frame^3, squ
 def beside(
     flows: tuple[Tensor, Tensor],  # there, back [F - 1, 2, h, w]
     f: int,
-    contrast: Tensor,  # [h, w] of frame f
+    picture: Tensor,  # [3, h, w] frame f
+    moves: Tensor,  # [h, w] 0..1, what may lie beside; the rest is known to be in its place
     sigma: float,  # pixels, how far places wobble
 ) -> Tensor:  # [2, h, w] pixels
     """How far frame f's points lie beside their smooth motion."""
-    h, w = contrast.shape
-    points, grid = grid_points(h, w, contrast.device)
-    tracks = follow(*flows, f, REACH)
+    h, w = moves.shape
+    points, grid = grid_points(h, w, moves.device)
+    tracks = follow(*flows, f, REACH, NEARLY)
     k = tracks.offsets.to(tracks.places)
     away = tracks.places - points  # [T, N, 2]
     fits, risks = [torch.zeros_like(points)], [torch.full_like(points[:, 0], sigma**2)]
@@ -142,10 +151,12 @@ def beside(
     chosen = chosen / chosen.sum(0)
     shift = -(torch.stack(fits) * chosen[..., None]).sum(0)
     won = (1 - (risk * chosen).sum(0) / sigma**2).clamp(min=0)  # over doing nothing
-    clear = read_at(contrast[None], points)[:, 0].square()
-    trust = won * clear / (clear + CONTRAST**2)
-    field = _spread(shift.T.view(2, *grid), trust.view(1, *grid))
-    return F.interpolate(field[None], (h, w), mode="bicubic")[0]
+    far = shift.norm(dim=1, keepdim=True) / (FARTHEST * sigma)
+    cells = F.interpolate(torch.cat([structure(picture), moves[None]])[None], grid, mode="area")[0]
+    field = _agreed(
+        (shift / far.clamp(min=1)).T.view(2, *grid), won.view(grid), cells[:3], cells[3], sigma
+    )  # fmt: skip
+    return F.interpolate(field[None], (h, w), mode="bicubic")[0] * moves
 
 
 def _polynomial(t: Tensor, away: Tensor, weight: Tensor, degree: int):
@@ -165,14 +176,26 @@ def _polynomial(t: Tensor, away: Tensor, weight: Tensor, degree: int):
     return factors[:, 0] * enough[:, None], lever, left.sum(0) / free
 
 
-def _spread(field: Tensor, trust: Tensor) -> Tensor:
-    """Averaged over the neighbourhood by trust; far from all that is trusted, nothing."""
-    total = torch.zeros_like(field)
-    weight = torch.zeros_like(trust)
-    for sigma, share in ((FIELD, 1.0), (4 * FIELD, 0.05)):
-        total += share * gaussian(field * trust, sigma)
-        weight += share * gaussian(trust, sigma)
-    return total / (weight + 1e-3)
+def _agreed(
+    away: Tensor,  # [2, h, w] pixels
+    trust: Tensor,  # [h, w]
+    slopes: Tensor,  # [3, h, w] as `structure` gives them
+    moves: Tensor,  # [h, w]
+    sigma: float,  # pixels
+) -> Tensor:  # [2, h, w]
+    """What neighbouring points agree about, each as far as it is trusted and as its edges tell (the
+    sums of Lucas and Kanade 1981); what does not move says that there is no bend, and so does a
+    little everything, where edges tell nothing."""
+    xx, xy, yy = slopes * trust * moves
+    u, v = away
+    said = torch.stack([xx * u + xy * v, xy * u + yy * v])
+    sums = torch.cat([torch.stack([xx, xy, yy]) + slopes * (1 - moves), said])
+    weak, known = FAINT / sigma**2, torch.zeros_like(away)
+    for share in NARROWING:
+        a, b, c, p, q = gaussian(sums, share * max(away.shape[-2:]))
+        a, c, p, q = a + weak, c + weak, p + weak * known[0], q + weak * known[1]
+        known = torch.stack([c * p - b * q, a * q - b * p]) / (a * c - b * b)
+    return known
 
 
 def undone(field: Tensor) -> Tensor:  # [N, 2, h, w] pixels of that size -> the same

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .filters import gaussian
+from .implicit_start import structure
 from .metrics import sample
 
 LOOK, AROUND = 1.0, 3.0
@@ -47,11 +48,15 @@ def read_sharply(pictures: Tensor, flow: Tensor) -> Tensor:
     )[0]
 
 
-def crisp(picture: Tensor) -> Tensor:  # [3, H, W]
-    """Gives back what reading between pixels takes from the finest detail."""
+def crisp(picture: Tensor, share: float | Tensor = CRISP) -> Tensor:  # [3, H, W], or [h, w]
+    """Gives back what reading between pixels takes from the finest detail, or averaging pictures that
+    are bent: a share of the Laplacian, the same everywhere or of every place."""
+    if isinstance(share, Tensor):
+        size = picture.shape[-2:]
+        share = F.interpolate(share[None, None], size, mode="bilinear")[0]
     near = F.pad(picture[None], (1, 1, 1, 1), mode="replicate")[0]
     around = near[:, 1:-1, :-2] + near[:, 1:-1, 2:] + near[:, :-2, 1:-1] + near[:, 2:, 1:-1]
-    return picture + CRISP * (4 * picture - around)
+    return picture + share * (4 * picture - around)
 
 
 def _targets(flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,12 +93,19 @@ def noise_of(looks: Tensor, there: Tensor) -> float:  # [F, 3, h, w], [F - 1, 2,
     return max(float(torch.stack(found).median()), FINEST**2) if found else FINEST**2
 
 
+def misplaced(look: Tensor, sigma: Tensor) -> Tensor:  # [3, h, w], [h, w] pixels -> [h, w]
+    """Mean squared difference of two pictures that are bent by so much along each axis, each for
+    itself."""
+    xx, _, yy = structure(look)
+    return gaussian((2 / 3 * sigma.square() * (xx + yy))[None], AROUND)[0]
+
+
 def averaged(
     f: int,
     frame: Callable[[int], Tensor],  # -> [3, H, W], the frame of a number
     looks: Tensor,  # [F, 3, h, w] smoothed working pictures
     flows: tuple[Tensor, Tensor],  # there, back [F - 1, 2, h, w]
-    noise: float,
+    noise: float | Tensor,  # mean squared difference that means nothing, or of every place [h, w]
     reach: int,
 ) -> Tensor:  # [3, H, W]
     """Frame f, averaged with up to `reach` frames before and after it."""

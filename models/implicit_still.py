@@ -10,12 +10,14 @@ Frames: pixels of small pictures of one view and one shot, without regard to mas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filters import gaussian
 from .implicit_start import (
     cast_between,
     correct,
@@ -57,8 +59,14 @@ class Still:
     """[F, 2, h, w] pixels: what a frame shows at q belongs to q + jitter(q)."""
 
 
-def find_still(pictures: Tensor, cells: int, tick) -> Still:  # [F, 3, h, w]
-    """Mean picture, casts, jitter and what takes part, in turns."""
+def find_still(
+    pictures: Tensor,  # [F, 3, h, w]
+    cells: int,
+    tick,
+    sways: Sequence[float] = (SWAY,) * ROUNDS,
+) -> Still:
+    """Mean picture, casts, jitter and what takes part, in turns; a turn for each of `sways`, shares of
+    the longer side by which what stands still may be bent beyond the jitter known by then."""
     count, (h, w) = len(pictures), pictures.shape[-2:]
     weights = hats((h, w), cells, pictures)
     gain = pictures.new_ones(count, 3, cells**2)
@@ -66,7 +74,7 @@ def find_still(pictures: Tensor, cells: int, tick) -> Still:  # [F, 3, h, w]
     jitter = pictures.new_zeros(count, 2, h, w)
     share = pictures.new_ones(count, h, w)
     plate = pictures.median(0).values
-    for _ in range(ROUNDS):
+    for sway in sways:
         straight = torch.stack(
             [warped_sharp(p, inverse(j)) for p, j in zip(pictures, jitter, strict=True)]
         )
@@ -80,7 +88,7 @@ def find_still(pictures: Tensor, cells: int, tick) -> Still:  # [F, 3, h, w]
         steady = torch.stack(
             [correct(p, g, o, weights) for p, g, o in zip(straight, gain, offset, strict=True)]
         )
-        share = _share(steady, plate)
+        share = _share(steady, plate, sway)
         jitter = _nearer(steady, plate, jitter, share, tick)
         jitter = jitter - jitter.mean(0)  # on average the clip stands where it should
         total = share.sum(0)
@@ -115,11 +123,11 @@ def _patches(values: Tensor) -> Tensor:  # [F, h, w]
     ]
 
 
-def _share(steady: Tensor, plate: Tensor) -> Tensor:  # [F, h, w]
+def _share(steady: Tensor, plate: Tensor, sway: float) -> Tensor:  # [F, h, w]
     """Whether patches differ from the mean by no more than flicker and a small bend make them."""
     away = _patches((steady - plate).square().sum(1))
     xx, _, yy = structure(plate)
-    bent = _patches(((SWAY * max(plate.shape[-2:])) ** 2 / 2 * (xx + yy))[None])[0]
+    bent = _patches(((sway * max(plate.shape[-2:])) ** 2 / 2 * (xx + yy))[None])[0]
     noise = away.flatten(1).median(1).values.clamp(min=LEAST)[:, None, None]
     like = torch.exp(-(away / (FAR * noise + bent)).square())
     # Not at the edge of what moves either, which blurs into the mean.
@@ -143,7 +151,7 @@ def _nearer(steady: Tensor, plate: Tensor, jitter: Tensor, share: Tensor, tick) 
         ]) * w  # fmt: skip
         known = torch.zeros_like(j)
         for sigma in (side / 10, side / 20, side / 40, side / 70):
-            a, b, c, p, q = smoothed(sums, torch.ones_like(w), sigma)
+            a, b, c, p, q = gaussian(sums, sigma)
             ridge = noise / (USUAL_BEND**2 * 12.6 * sigma**2) * NOISE_ALIKE
             a, c, p, q = a + ridge, c + ridge, p + ridge * known[0], q + ridge * known[1]
             known = torch.stack([c * p - b * q, a * q - b * p]) / (a * c - b * b)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from turnaround.models.deflicker import DeflickerSettings, deflicker
 from turnaround.models.deflicker_colour import lasting_changes, slow
-from turnaround.models.deflicker_texture import averaged, smoothed
+from turnaround.models.deflicker_places import beside
+from turnaround.models.deflicker_texture import averaged, misplaced, smoothed
+from turnaround.models.filters import gaussian
 from turnaround.models.metrics import psnr, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,20 +40,22 @@ def disc_at(f: int) -> torch.Tensor:  # [2]
     return torch.stack([30 + 2.5 * t, 48 + 14 * torch.sin(t / 6)])
 
 
-def scene(frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def scene(
+    frames: int = FRAMES, pan: torch.Tensor = PAN
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """frames [F, 3, H, W], flow there [F - 1, 2, H, W], where it is exact [F - 1, H, W]."""
     ground, skin = blobs(0, 160), blobs(1, 64)
     x, y = places()
     pictures, flows, kept = [], [], []
     for f in range(frames):
         now, then = disc_at(f), disc_at(f + 1)
-        at = f * PAN
+        at = f * pan
         far = sample(ground[None], (x + at[0])[None], (y + at[1])[None])[0]
         near = sample(skin[None], (x - now[0] + 32)[None], (y - now[1] + 32)[None])[0]
         away = ((x - now[0]) ** 2 + (y - now[1]) ** 2).sqrt()
         inside = (15 - away).clamp(-0.5, 0.5) + 0.5
         pictures.append(inside * near + (1 - inside) * far)
-        flows.append(torch.where(away < 15, (then - now).view(2, 1, 1), -PAN.view(2, 1, 1)))
+        flows.append(torch.where(away < 15, (then - now).view(2, 1, 1), -pan.view(2, 1, 1)))
         ahead = torch.stack([x, y]) + flows[-1]
         covered = ((ahead[0] - then[0]) ** 2 + (ahead[1] - then[1]) ** 2).sqrt() < 17
         edge = (away - 15).abs() < 2
@@ -120,6 +124,76 @@ def test_flicker_goes_and_sharpness_stays(clean, fault):
     assert warping_error(result.frames, flow, kept) < left * warping_error(bad, flow, kept)
     # Against the sharper of none: wobble itself blurs, grain seems sharp.
     assert 0.88 < sharpness(result.frames) / min(sharpness(bad), sharpness(truth)) < 1.1
+
+
+@pytest.fixture(scope="module")
+def standing():
+    """The camera stands; only the disc moves."""
+    return scene(pan=torch.zeros(2))
+
+
+def test_wobble_before_a_camera_that_stands_goes_by_more_than_half(standing):
+    """The mean of all frames tells it better than flow does, and what is left is averaged away."""
+    truth, flow, kept = standing
+    bad = wobble(truth).clamp(0, 1)
+    result = deflicker(bad)
+    assert result.wobble == pytest.approx(0.9, abs=0.3)
+    assert psnr(result.frames, truth) > psnr(bad, truth) + 3
+    assert warping_error(result.frames, flow, kept) < 0.3 * warping_error(bad, flow, kept)
+    assert 0.88 < sharpness(result.frames) / sharpness(truth) < 1.1
+
+
+def disc(frames) -> torch.Tensor:  # [F, H, W] bool, well inside it
+    x, y = places()
+    at = [disc_at(f) for f in range(len(frames))]
+    return torch.stack([((x - p[0]) ** 2 + (y - p[1]) ** 2).sqrt() < 11 for p in at])
+
+
+def test_what_moves_wobbles_as_what_stands_does(standing):
+    """The disc is straightened too, though its own motion alone could not tell how far to trust it."""
+    truth, inside = standing[0], disc(standing[0])
+    bad = wobble(truth).clamp(0, 1)
+    assert psnr(deflicker(bad).frames, truth, inside) > psnr(bad, truth, inside) + 1
+
+
+def test_noise_is_not_taken_for_wobble_of_what_moves(standing):
+    """Noise makes still pictures and flow seem to wobble: bending the disc would cost 2 dB."""
+    truth, inside = standing[0], disc(standing[0])
+    bad = texture(truth).clamp(0, 1)
+    kept, bent = (
+        psnr(deflicker(bad, DeflickerSettings(places=p)).frames, truth, inside) for p in (0.0, 1.0)
+    )
+    assert bent > kept - 0.5
+
+
+def test_a_clean_clip_of_a_standing_camera_stays(standing):
+    truth = standing[0]
+    result = deflicker(truth)
+    assert psnr(result.frames, truth) > 50 and result.wobble == 0
+
+
+def test_misplaced_pictures_differ_as_slopes_say():
+    """Of a plain slope: two pictures, each bent by `sigma` along x, differ by its slope times that."""
+    slope, sigma = 0.01, 0.5
+    ramp = slope * torch.arange(32.0).expand(3, 32, 32)
+    found = misplaced(ramp, torch.full((32, 32), sigma))[8:-8, 8:-8]
+    torch.testing.assert_close(found, torch.full_like(found, 2 * (slope * sigma) ** 2))
+
+
+def test_points_on_smooth_paths_lie_beside_nothing():
+    """A whole picture on a parabola: `beside` finds nothing; one frame of it shifted: that shift."""
+    generator = torch.Generator().manual_seed(11)
+    picture = gaussian(torch.randn(3, 48, 48, generator=generator), 2.0)
+    paths = torch.stack([0.02 * (torch.arange(11.0) - 5) ** 2, torch.zeros(11)], 1)
+    for shift in (0.0, 0.6):
+        at = paths.clone()
+        at[5, 0] += shift
+        there = at.diff(dim=0).view(-1, 2, 1, 1).expand(-1, -1, 48, 48)
+        moves = torch.ones(48, 48)
+        field = beside((there, -there), 5, picture, moves, 0.6)
+        assert float((field[0, 12:-12, 12:-12] - shift).abs().max()) < 0.25
+        assert float(field[1].abs().max()) < 0.05
+        assert float(beside((there, -there), 5, picture, 0 * moves, 0.6).abs().max()) == 0
 
 
 def test_a_clean_clip_hardly_changes(clean):
