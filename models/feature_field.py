@@ -186,35 +186,37 @@ class FeatureField(nn.Module):
         depths = places_in(edges, generator)
         given = (rays.origins.expand_as(rays.directions), rays.directions, edges, depths)
         flat = [x.flatten(0, 1) for x in given]
-        rows = len(references.features) * self.samples  # a ray
-        at_once = AT_ONCE if K.device.type == "cpu" else AT_ONCE_ELSEWHERE
-        chunk = chunk or max(1, at_once // rows)
         maps = references.features.movedim(1, -1).to(self.background.dtype)
         # As the block itself reads them: normed, without a scale of their own.
         maps = self.feature(F.layer_norm(maps, (self.width,)))
-        again = torch.is_grad_enabled() and rows * len(flat[0]) > KEPT
-        parts = []
-        for part in zip(*(x.split(chunk) for x in flat), strict=True):
-            given = (maps, references, context, *part)
-            if again:
-                marched = checkpoint(
-                    self._marched, *given, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                marched = self._marched(*given)
-            parts.append(marched)
+        parts = self._in_chunks((maps, references, context), flat, chunk)
         features, rgb, depth, weights = (torch.cat(x) for x in zip(*parts, strict=True))
         N, (h, w) = len(K), size
-        median = median_depth(flat[2], weights.detach())
         return Rendering(
             features.view(N, h, w, -1).movedim(-1, 1),
             rgb.view(N, h, w, 3).movedim(-1, 1),
             weights.sum(-1).view(N, h, w),
             depth.view(N, h, w),
-            median.view(N, h, w),
+            median_depth(flat[2], weights.detach()).view(N, h, w),
             edges,
             weights.view(N, h * w, -1),
         )
+
+    def _in_chunks(
+        self,
+        shared: tuple,  # maps, references, context
+        rays: list[Tensor],  # [N L, ...] origins, directions, edges, depths
+        chunk: int | None,
+    ) -> list[tuple[Tensor, ...]]:
+        """`_marched`, some rays at a time."""
+        maps, references, _ = shared
+        rows = len(references.features) * self.samples  # a ray
+        at_once = AT_ONCE if maps.device.type == "cpu" else AT_ONCE_ELSEWHERE
+        parts = zip(*(x.split(chunk or max(1, at_once // rows)) for x in rays), strict=True)
+        if not torch.is_grad_enabled() or rows * len(rays[0]) <= KEPT:
+            return [self._marched(*shared, *part) for part in parts]
+        how = {"use_reentrant": False, "preserve_rng_state": False}
+        return [checkpoint(self._marched, *shared, *part, **how) for part in parts]
 
     def _marched(
         self,

@@ -45,6 +45,8 @@ TRAINED_VIEWS, TRAINED_REFERENCES = 3, 5
 TEXT = 512
 CHUNKS = (2**11, 2**13, 2**15, 2**18)
 """Rows, that is places x references; "field" without a number is the pack's own choice."""
+FEW_CHUNKS = (2**13, 2**18)
+"""At Wan's size, where a call takes a CPU many seconds."""
 LEAST_SHARE = 0.02
 GOAL_SHARE, GOAL_STEP = 0.3, 0.3
 """Of a sampling step with cached references; seconds of a training step at Tiny's size."""
@@ -372,10 +374,11 @@ def main() -> None:
     )
     for case in (TINY,) if chosen.quick else (TINY, WAN):
         scene = Scene(case, VIEWS, REFERENCES, device)
-        compare(scene, repeats, CHUNKS)
+        chunks = CHUNKS if case is TINY or device.type == "cuda" else FEW_CHUNKS
+        compare(scene, repeats, chunks)
         if device.type == "cpu":
             show_stages(scene)
-        compare_training(Scene(case, TRAINED_VIEWS, TRAINED_REFERENCES, device), CHUNKS)
+        compare_training(Scene(case, TRAINED_VIEWS, TRAINED_REFERENCES, device), chunks)
 
 
 if __name__ == "__main__":

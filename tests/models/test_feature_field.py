@@ -423,6 +423,13 @@ def test_reach_is_what_the_pictures_show():
     assert abs(visible_reach(rig.K, close, (40, 30)) - 0.95 * 0.3) < 1e-4
 
 
+def test_references_of_another_model_are_refused():
+    refs = references(2)
+    wider = References(refs.features.repeat(1, 2, 1, 1), refs.K, refs.T_camera_world)
+    with pytest.raises(ValueError, match="12 features a token.*made for 6.*another model"):
+        look(random_field(), wider)
+
+
 def test_references_need_a_camera_each():
     refs = references(3)
     with pytest.raises(ValueError, match="3 feature maps.*one camera for each"):
