@@ -46,7 +46,7 @@ TEXT = 512
 CHUNKS = (2**11, 2**13, 2**15, 2**18)
 """Rows, that is places x references; "field" without a number is the pack's own choice."""
 FEW_CHUNKS = (2**13, 2**18)
-"""At Wan's size, where a call takes a CPU many seconds."""
+"""At Wan's size, where a call takes a CPU some seconds."""
 LEAST_SHARE = 0.02
 GOAL_SHARE, GOAL_STEP = 0.3, 0.3
 """Of a sampling step with cached references; seconds of a training step at Tiny's size."""
