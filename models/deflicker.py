@@ -54,9 +54,6 @@ LEAST = 0.05
 ROUNDS = 2
 """Times that places are measured where nothing stands still: flow evens out a part of what it
 measures."""
-SWAYS = (0.02, 0.016, 0.0137, 0.011, 0.0094, 0.0075)
-"""Share of the longer side by which what stands still may be bent, turn by turn: much until its jitter
-is known, or the places that are bent most pass for motion; then less."""
 BENT = 0.8
 """Share of what stands still that is bent less than is asked for: others are in plain sight."""
 SOME = 1 << 20
@@ -384,7 +381,7 @@ def _beside_plate(calm: Tensor, tick: _Ticker) -> tuple[Tensor, Tensor]:
     h, w = calm.shape[-2:]
     scale = min(1.0, (PLATE / (h * w)) ** 0.5)
     size = tuple(max(SMALLEST, round(s * scale)) for s in (h, w))
-    still = find_still(F.interpolate(calm, size, mode="area"), 1, lambda: tick(0), SWAYS)
+    still = find_still(F.interpolate(calm, size, mode="area"), 1, lambda: tick(0))
     # The seam that was left out around what moves is straightened like what it borders on.
     stands = gaussian(grown(still.share, SEAM), FADE)[:, None]
     both = F.interpolate(torch.cat([-still.jitter * stands, stands], 1), (h, w), mode="bilinear")

@@ -10,7 +10,6 @@ Frames: pixels of small pictures of one view and one shot, without regard to mas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +28,13 @@ from .implicit_start import (
     warped_sharp,
 )
 
-ROUNDS = 5
 STILL_PATCH = 7
 """Pixels a side over which a frame is compared with the mean."""
 EDGE = 3
 """Pixels a side by which what moves is widened."""
-SWAY = 0.01
-"""Share of the longer side by which what stands still may be bent before its jitter is known."""
+SWAYS = (0.02, 0.016, 0.0137, 0.011, 0.0094, 0.0075)
+"""Share of the longer side by which what stands still may be bent beyond the jitter known by then, turn
+by turn: much until it is known, or the places that are bent most pass for motion; then less."""
 FAR = 2.5
 """Times the usual difference from the mean beyond which something else is seen."""
 LEAST = 2e-5
@@ -63,10 +62,8 @@ def find_still(
     pictures: Tensor,  # [F, 3, h, w]
     cells: int,
     tick,
-    sways: Sequence[float] = (SWAY,) * ROUNDS,
 ) -> Still:
-    """Mean picture, casts, jitter and what takes part, in turns; a turn for each of `sways`, shares of
-    the longer side by which what stands still may be bent beyond the jitter known by then."""
+    """Mean picture, casts, jitter and what takes part, in turns."""
     count, (h, w) = len(pictures), pictures.shape[-2:]
     weights = hats((h, w), cells, pictures)
     gain = pictures.new_ones(count, 3, cells**2)
@@ -74,7 +71,7 @@ def find_still(
     jitter = pictures.new_zeros(count, 2, h, w)
     share = pictures.new_ones(count, h, w)
     plate = pictures.median(0).values
-    for sway in sways:
+    for sway in SWAYS:
         straight = torch.stack(
             [warped_sharp(p, inverse(j)) for p, j in zip(pictures, jitter, strict=True)]
         )
