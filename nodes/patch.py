@@ -327,15 +327,21 @@ def add_reference(
             f"{reference.shape[3]} but the views {x.shape[2]} of {x.shape[4]}x{x.shape[3]}: take "
             "it from the Multi-View Conditioning that made the latent."
         )
-    count, depth = reference.shape[:2]
-    items, reference = x.new_zeros(count, *x.shape[1:]), reference.to(x)
-    items[:, :depth] = reference
-    if x.shape[1] == 2 * depth + MASK_CHANNELS:
-        items[:, depth:] = torch.cat([torch.ones_like(reference[:, :MASK_CHANNELS]), reference], 1)
-    elif x.shape[1] >= 2 * depth:
-        items[:, depth : 2 * depth] = reference
+    items = known_items(reference.to(x), x.shape[1])
     chunks = x.unflatten(0, (-1, views))
     return torch.cat([items.expand(len(chunks), *items.shape), chunks], 1).flatten(0, 1)
+
+
+def known_items(clean: Tensor, channels: int) -> Tensor:  # [R, c, T, h, w] -> [R, channels, ...]
+    """Clean latents as what a model of so many input channels is told: known in full, no more."""
+    depth = clean.shape[1]
+    items = clean.new_zeros(len(clean), channels, *clean.shape[2:])
+    items[:, :depth] = clean
+    if channels == 2 * depth + MASK_CHANNELS:
+        items[:, depth:] = torch.cat([torch.ones_like(clean[:, :MASK_CHANNELS]), clean], 1)
+    elif channels >= 2 * depth:
+        items[:, depth : 2 * depth] = clean
+    return items
 
 
 @dataclass(frozen=True)

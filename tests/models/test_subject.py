@@ -1,0 +1,185 @@
+"""A learned subject: its file, what a step looks at, the losses, and going on from a file."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from turnaround.models.cameras import orbit_rig
+from turnaround.models.subject import (
+    Shape,
+    Subject,
+    SubjectNet,
+    load_subject,
+    pictures_of,
+    save_subject,
+)
+from turnaround.models.subject_training import (
+    SURROUNDINGS,
+    Settings,
+    SubjectTraining,
+    diffusion_loss,
+    draw,
+    field_loss,
+)
+
+R, H, W, WIDTH, BLOCKS = 6, 48, 32, 16, (0, 2)
+SIZE = (H // 16, W // 16)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def pictures():
+    angles = torch.arange(R) * (2 * math.pi / R)
+    rig = orbit_rig(angles, torch.full((R,), 0.2), 3.0, 0.7, W, H)
+    frames = noise(R, 3, H, W).sigmoid()
+    masks = torch.zeros(R, H, W)
+    masks[:, 8:40, 8:24] = 1
+    return pictures_of(frames, masks, noise(R, 4, 1, H // 8, W // 8, seed=1), rig)
+
+
+def untrained(pictures, seed: int = 0) -> Subject:
+    return Subject(SubjectNet(Shape(WIDTH, BLOCKS, 8, 0.4, text_width=12), seed), pictures, ())
+
+
+@pytest.fixture
+def subject(pictures):
+    """Nothing of it at its beginning, so that an error can't hide."""
+    subject = untrained(pictures)
+    with torch.no_grad():
+        for n, p in enumerate(subject.net.parameters()):
+            p.add_(0.1 * noise(*p.shape, seed=n))
+    return subject
+
+
+def test_means_over_tokens_are_of_the_subject_alone(pictures):
+    """Tokens are 16 pixels; the mask covers 8 of 16 columns and rows 8 to 40."""
+    assert pictures.size == SIZE
+    torch.testing.assert_close(pictures.masks[0], torch.tensor([[0.25] * 2, [0.5] * 2, [0.25] * 2]))
+    assert bool((pictures.colors <= pictures.masks[:, None]).all())
+
+
+def test_injection_begins_as_nothing(pictures):
+    net, x = untrained(pictures).net, noise(2, 6, WIDTH)
+    assert torch.equal(net.inject(2, x, noise(2, 6, WIDTH, seed=3)), x)
+
+
+def test_file_gives_back_the_same_subject(subject, tmp_path):
+    path = tmp_path / "she.safetensors"
+    told = Subject(subject.net, subject.pictures, (2.5, 0.1))
+    save_subject(path, told, {"a": torch.arange(3)})
+    again, more = load_subject(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["she.safetensors"]
+    assert again.losses == (2.5, 0.1) and torch.equal(more["a"], torch.arange(3))
+    assert again.net.shape == subject.net.shape
+    features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
+    rendered = [
+        s.net.render(features, s.cameras(s.pictures.rig), s.cameras(s.pictures.rig), SIZE)
+        for s in (subject, again)
+    ]
+    for i in BLOCKS:
+        assert torch.equal(rendered[0][i].features, rendered[1][i].features)
+
+
+def test_other_files_are_refused_by_name(subject, tmp_path):
+    other = tmp_path / "lora.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    with pytest.raises(ValueError, match=r"'lora\.safetensors' is no subject: choose"):
+        load_subject(other)
+    whole = tmp_path / "whole.safetensors"
+    save_subject(whole, subject)
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"'whole\.safetensors' can't be read as a subject"):
+        load_subject(whole)
+
+
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_a_target_is_never_its_own_reference(count):
+    settings = Settings(steps=10, targets=2, references=5)
+    seen = set()
+    for step in range(60):
+        drawn = draw(settings, step, count)
+        assert not set(drawn.targets) & set(drawn.references)
+        assert 1 <= len(drawn.references) <= 5
+        seen.update(drawn.targets)
+        strata = sorted(int(level * len(drawn.levels)) for level in drawn.levels)
+        assert strata == list(range(len(drawn.targets)))
+    assert len(seen) == count if count < 40 else len(seen) > 30
+
+
+def test_a_step_depends_on_seed_and_step_alone():
+    one, same, other = (draw(Settings(9, seed=s), 4, 30) for s in (1, 1, 2))
+    assert one.targets == same.targets and one.levels == same.levels
+    assert torch.equal(*(torch.rand(3, generator=d.generator) for d in (one, same)))
+    assert (one.targets, one.levels) != (other.targets, other.levels)
+
+
+def test_error_outside_the_subject_counts_a_tenth():
+    clean, masks = torch.zeros(1, 4, 1, 4, 4), torch.zeros(1, 2, 2)
+    masks[:, 0] = 0.3
+    inside, outside = (clean.clone() for _ in range(2))
+    inside[..., :2, :] = 1
+    outside[..., 2:, :] = 1
+    sigma = torch.tensor([0.5])
+    a, b = (float(diffusion_loss(x, clean, sigma, masks)) for x in (inside, outside))
+    # Half of the numbers are off by 1 / 0.5.
+    assert a == pytest.approx(2.0) and b == pytest.approx(2.0 * SURROUNDINGS)
+    assert float(diffusion_loss(clean, clean, sigma, masks)) == 0
+
+
+def test_field_losses_are_zero_where_it_shows_the_pictures(subject):
+    cameras = subject.cameras(subject.pictures.rig)
+    features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
+    found = subject.net.render(features, cameras, cameras, SIZE)
+    perfect = {
+        i: replace(r, rgb=subject.pictures.colors, alpha=subject.pictures.masks)
+        for i, r in found.items()
+    }
+    assert field_loss(perfect, subject.pictures) == (0, 0)
+    assert all(x > 0 for x in field_loss(found, subject.pictures))
+
+
+def learned(subject: Subject, steps: int, state=None) -> SubjectTraining:
+    """With a model that passes on what the last block's field gives, mixed."""
+    features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
+    mix = noise(WIDTH, 4, seed=9)
+    training = SubjectTraining(subject, Settings(6, seed=3))
+    if state is not None:
+        training.go_on(state)
+
+    def denoise(drawn):
+        found = training.render(features, drawn)
+        tokens = found[2].features.flatten(2).mT
+        tokens = training.net.inject(2, torch.zeros_like(tokens), tokens)
+        words = training.net.words.mean() * 0.1
+        made = (tokens @ mix).mT.unflatten(2, SIZE)[:, :, None] + words
+        made = torch.nn.functional.interpolate(made, (1, H // 8, W // 8))
+        clean = subject.pictures.latents[drawn.targets]
+        return made, clean, torch.tensor(drawn.levels).clamp(min=0.1), found
+
+    for _ in range(steps):
+        training.learn(denoise)
+    return training
+
+
+def test_going_on_from_a_file_ends_where_one_piece_ends(pictures, tmp_path):
+    whole = learned(untrained(pictures), 6)
+    first = learned(untrained(pictures), 3)
+    save_subject(tmp_path / "s.safetensors", first.subject, first.state())
+    again, state = load_subject(tmp_path / "s.safetensors")
+    second = learned(again, 3, state)
+    assert second.losses == whole.losses
+    for a, b in zip(whole.net.parameters(), second.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_of_another_net_is_refused(pictures):
+    training = learned(untrained(pictures), 1)
+    state = {**training.state(), "0.exp_avg": torch.zeros(7)}
+    with pytest.raises(ValueError, match="made with other settings"):
+        SubjectTraining(untrained(pictures), Settings(6)).go_on(state)
