@@ -32,6 +32,8 @@ LEAST_SIGMA = 0.05
 WARM_UP, LAST_RATE = 20, 0.1
 """Steps until the learning rate is full; its share at the end of a cosine."""
 LONGEST_GRADIENT = 1.0
+SLOW = 0.2
+"""Of the fields' learning rate, for injections and words."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ class SubjectTraining:
     def __init__(self, subject: Subject, settings: Settings) -> None:
         self.net, self.pictures, self.settings = subject.net, subject.pictures, settings
         self.cameras = subject.cameras(subject.pictures.rig)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.rate, fused=True)
+        # Injections speak straight into the model: at the fields' rate they carry its noise along.
+        quick = list(self.net.fields.parameters())
+        slow = [*self.net.injections.parameters(), self.net.words]
+        groups = [{"params": quick, "share": 1.0}, {"params": slow, "share": SLOW}]
+        self.optimizer = torch.optim.Adam(groups, lr=settings.rate, fused=True)
         self.losses = list(subject.losses)
 
     @property
@@ -129,7 +135,8 @@ class SubjectTraining:
 
     def go_on(self, state: Mapping[str, Tensor]) -> None:
         """From where `state` was taken; ValueError when it is not of this subject."""
-        loaded, weights = self.optimizer.state_dict(), list(self.net.parameters())
+        loaded = self.optimizer.state_dict()
+        weights = [w for group in self.optimizer.param_groups for w in group["params"]]
         for name, value in state.items():
             n, key = name.split(".")
             if int(n) >= len(weights) or value.shape not in ((), weights[int(n)].shape):
@@ -163,7 +170,7 @@ class SubjectTraining:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), LONGEST_GRADIENT)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate_at(self.step)
+            group["lr"] = group["share"] * self.settings.rate_at(self.step)
         self.optimizer.step()
         self.losses.append(float(loss.detach()))
         return self.losses[-1]
