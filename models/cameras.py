@@ -431,7 +431,7 @@ def recentred(rig: Rig) -> Rig:
     up as -y, camera 0 at azimuth 0. Distances keep their scale."""
     T = rig.T_camera_world.double().clone()
     axes, eyes = T[:, 2, :3], rig.centers.double()
-    origin = _meeting_point(eyes, axes)
+    origin = meeting_point(eyes, axes)
     down = T[:, 1, :3].mean(0)
     if down.norm() < 0.1:  # cameras rolled against each other have no common up
         down = T[0, 1, :3]
@@ -449,7 +449,7 @@ def recentred(rig: Rig) -> Rig:
     return replace(rig, T_camera_world=T.float())
 
 
-def _meeting_point(
+def meeting_point(
     eyes: Tensor,  # [V, 3] float64
     axes: Tensor,  # [V, 3] float64, unit
 ) -> Tensor:  # [3]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cameras import _meeting_point
+from .cameras import meeting_point
 
 UNIFORM_SHARE = 0.2
 """This share of the importance samples is spread evenly, so that a first block that is wrong about a
@@ -55,7 +55,7 @@ def subject_space(
     T = T_camera_world.double().cpu()
     eyes = -(T[:, :3, :3].mT @ T[:, :3, 3:])[..., 0]
     try:
-        centre = _meeting_point(eyes, T[:, 2, :3])
+        centre = meeting_point(eyes, T[:, 2, :3])
     except ValueError:
         raise ValueError(
             "The cameras of 'references' look away from each other, so they show no common subject: "

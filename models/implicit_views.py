@@ -1,8 +1,8 @@
 """Views of one performer, smoothed together: surface that two of them see gets the same colours.
 
 Stage: smoothed views + depth + rig -> the same, agreeing better. Each view's own cast, constant over
-the clip, is told from the surface that it shares with others, and taken off this surface; then views vote for each other at the
-same moment, as frames do along the motion (implicit_detail.py).
+the clip, is told from the surface that it shares with others, and taken off this surface; then views
+vote for each other at the same moment, as frames do along the motion (implicit_detail.py).
 """
 
 from __future__ import annotations

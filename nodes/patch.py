@@ -6,6 +6,7 @@ override calls the one before it, and all per-run state rides in `transformer_op
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
@@ -132,11 +133,52 @@ class Run:
         return torch.cat(parts, 1).flatten(0, 1)
 
 
-class SyncedBlock:
-    """Replaces one DiT block by: whatever was there, then view sync as `key` has it at this run."""
+class ReplacedBlock:
+    """What stands in the place of one DiT block, around whatever was there: another pack's patch, or the
+    block. `weights` are loaded and offloaded with the model."""
 
-    def __init__(self, index: int, previous, sync, key: str) -> None:
-        self.index, self.previous, self.sync, self.key = index, previous, sync, key
+    def __init__(self, index: int, previous, weights: ModelPatcher | None, key: str) -> None:
+        self.index, self.previous, self.weights, self.key = index, previous, weights, key
+
+    def _inner(self, args: dict, extra: dict) -> dict:
+        """Whatever was there."""
+        if self.previous is not None:
+            return self.previous(args, extra)
+        return extra["original_block"](args)
+
+    def __deepcopy__(self, memo: dict) -> "ReplacedBlock":
+        # ComfyUI deep-copies patches whenever a model is cloned; the weights must stay shared.
+        previous = copy.deepcopy(self.previous, memo)
+        return type(self)(self.index, previous, self.weights, self.key)
+
+    def to(self, device_or_dtype) -> "ReplacedBlock":
+        if not hasattr(self.previous, "to"):
+            return self
+        previous = self.previous.to(device_or_dtype)
+        return type(self)(self.index, previous, self.weights, self.key)
+
+    def models(self) -> list:
+        before = self.previous.models() if hasattr(self.previous, "models") else []
+        return [*before, *([self.weights] if self.weights is not None else [])]
+
+
+def replace_blocks(
+    patched: ModelPatcher,  # a clone already
+    kind: type[ReplacedBlock],
+    indices: Iterable[int],
+    weights: ModelPatcher | None,
+    key: str,
+) -> None:
+    """Put a block of a kind around each of these, and around what stands there."""
+    options = patched.model_options["transformer_options"]
+    existing = options.get("patches_replace", {}).get("dit", {})
+    for index in indices:
+        block = kind(index, existing.get(("double_block", index)), weights, key)
+        patched.set_model_patch_replace(block, "dit", "double_block", index)
+
+
+class SyncedBlock(ReplacedBlock):
+    """Whatever was there, then view sync as `key` has it at this run."""
 
     def __call__(self, args: dict, extra: dict) -> dict:
         if "transformer_options" not in args:
@@ -152,7 +194,7 @@ class SyncedBlock:
         run.guests_are_seen = options.get(REFERENCE, {}).get("is_seen", True)
         alone = run.views + run.guests(args["img"]) - run.apart(args["img"]) == 1
         off = run.strength == 0 or alone
-        if self.sync is None:
+        if self.weights is None:
             if off:
                 return self._inner(args, extra)
             marked = {**extra, "original_block": _marked(extra["original_block"], run)}
@@ -160,17 +202,11 @@ class SyncedBlock:
         args = self._with_reference(args, run)
         if off:  # it reads the reference, no more
             return self._in_parts(args, extra)
-        layer = self.sync.model.blocks[str(self.index)]
+        layer = self.weights.model.blocks[str(self.index)]
         if layer.place == "before_text":
             return self._before_text(layer, args, extra, run)
         out = self._in_parts(args, extra)
         return {**out, "img": self._synced(layer, out["img"], args, run)}
-
-    def _inner(self, args: dict, extra: dict) -> dict:
-        """Whatever was there."""
-        if self.previous is not None:
-            return self.previous(args, extra)
-        return extra["original_block"](args)
 
     def _in_parts(self, args: dict, extra: dict) -> dict:
         """The block on some views of every chunk at a time: it treats views one by one, so this
@@ -236,24 +272,11 @@ class SyncedBlock:
 
     def _with_reference(self, args: dict, run: Run) -> dict:
         """The block's arguments, the reference's tokens behind the text where they were trained."""
-        norms = self.sync.model.references
+        norms = self.weights.model.references
         if not run.refers or str(self.index) not in norms:
             return args
         norm, items = norms[str(self.index)], len(args["img"]) // run.chunks
         return {**args, "txt": reference_context(args["txt"], args["img"], norm, items)}
-
-    def __deepcopy__(self, memo: dict) -> "SyncedBlock":
-        # ComfyUI deep-copies patches whenever a model is cloned; the weights must stay shared.
-        return SyncedBlock(self.index, copy.deepcopy(self.previous, memo), self.sync, self.key)
-
-    def to(self, device_or_dtype) -> "SyncedBlock":
-        if not hasattr(self.previous, "to"):
-            return self
-        return SyncedBlock(self.index, self.previous.to(device_or_dtype), self.sync, self.key)
-
-    def models(self) -> list:
-        before = self.previous.models() if hasattr(self.previous, "models") else []
-        return [*before, *([self.sync] if self.sync is not None else [])]
 
 
 def _marked(original_block, run: Run):
@@ -458,13 +481,7 @@ def apply_view_sync(
     indices = range(len(blocks)) if sync is None else _trained_blocks(model, sync, settings)
     # Applied several times, each keeps its own weights, strength and range.
     key = f"{KEY}_{len(patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))}"
-    existing = (
-        patched.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
-    )
-    for index in indices:
-        previous = existing.get(("double_block", index))
-        block = SyncedBlock(index, previous, sync, key)
-        patched.set_model_patch_replace(block, "dit", "double_block", index)
+    replace_blocks(patched, SyncedBlock, indices, sync, key)
     sampling = model.get_model_object("model_sampling")
     sigmas = tuple(
         float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent)

@@ -5,7 +5,6 @@ in patch.py. References never meet the views: they have a pass of their own, wit
 wrappers, whose blocks' outputs are kept.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..models.cameras import Rig
 from ..models.subject import Features, Renderings, Subject, SubjectNet
-from .patch import REFERENCE, TILE, dit_blocks, known_items
+from .patch import REFERENCE, TILE, ReplacedBlock, dit_blocks, known_items, replace_blocks
 
 KEY = "turnaround_subject"
 AT_ONCE = 8
@@ -31,7 +30,7 @@ class Recording:
 
     found: dict[int, list[Tensor]]
 
-    def after(self, block: int, tokens: Tensor, _options: dict) -> Tensor:
+    def after(self, block: int, tokens: Tensor) -> Tensor:
         self.found.setdefault(block, []).append(tokens.detach())
         return tokens
 
@@ -47,7 +46,7 @@ class Injecting:
     views: int
     """Batch items of a chunk that are sampled; references of other patches stand before them."""
 
-    def after(self, block: int, tokens: Tensor, _options: dict) -> Tensor:
+    def after(self, block: int, tokens: Tensor) -> Tensor:
         """Tokens [n (guests + V), T L, C] of V views with a camera each, or of one item whose T
         latent frames have one each."""
         there = self.rendered[block].to(tokens)
@@ -60,33 +59,15 @@ class Injecting:
         return torch.cat([chunks[:, :guests], changed], 1).flatten(0, 1)
 
 
-class SubjectBlock:
-    """Replaces one DiT block by: whatever was there, then what this run does behind it."""
-
-    def __init__(self, index: int, previous, key: str, net: ModelPatcher | None) -> None:
-        self.index, self.previous, self.key, self.net = index, previous, key, net
+class SubjectBlock(ReplacedBlock):
+    """Whatever was there, then what this run does behind it."""
 
     def __call__(self, args: dict, extra: dict) -> dict:
         mm.throw_exception_if_processing_interrupted()
-        inner = self.previous or (lambda args, extra: extra["original_block"](args))
-        out, options = inner(args, extra), args["transformer_options"]
-        run = options.get(self.key)
+        out, run = self._inner(args, extra), args["transformer_options"].get(self.key)
         if run is None:  # off at this step
             return out
-        return {**out, "img": run.after(self.index, out["img"], options)}
-
-    def __deepcopy__(self, memo: dict) -> "SubjectBlock":
-        # ComfyUI deep-copies patches whenever a model is cloned; the weights must stay shared.
-        return SubjectBlock(self.index, copy.deepcopy(self.previous, memo), self.key, self.net)
-
-    def to(self, device_or_dtype) -> "SubjectBlock":
-        if not hasattr(self.previous, "to"):
-            return self
-        return SubjectBlock(self.index, self.previous.to(device_or_dtype), self.key, self.net)
-
-    def models(self) -> list:
-        before = self.previous.models() if hasattr(self.previous, "models") else []
-        return [*before, *([self.net] if self.net is not None else [])]
+        return {**out, "img": run.after(self.index, out["img"])}
 
 
 def told_of_references(value, x: Tensor, references: Tensor):
@@ -105,23 +86,22 @@ Render = Callable[[Features, tuple[int, int]], Renderings]
 
 
 class Once:
-    """Renders a subject for a rig; again only after `forget`."""
+    """Renders a subject for a rig; again only when the references' features are others."""
 
     def __init__(self, subject: Subject, rig: Rig) -> None:
         self.subject, self.rig = subject, rig
-        self.forget()
-
-    def forget(self) -> None:
-        self.renderings: Renderings | None = None
+        self.features: Features | None = None
+        self.renderings: Renderings = {}
 
     def __call__(self, features: Features, size: tuple[int, int]) -> Renderings:
-        if self.renderings is None:
+        if features is not self.features:
             there, subject = next(iter(features.values())), self.subject
             known, wanted = (
                 tuple(t.to(there.device) for t in subject.cameras(rig))
                 for rig in (subject.pictures.rig, self.rig)
             )
             self.renderings = subject.net.render(features, known, wanted, size)
+            self.features = features
         return self.renderings
 
 
@@ -141,8 +121,6 @@ class SubjectWrapper:
     def prepare(self, executor, *args, **kwargs):
         """Before every sampling: what was kept may be of other weights."""
         self.features = None
-        if isinstance(self.render, Once):
-            self.render.forget()
         return executor(*args, **kwargs)
 
     def __call__(
@@ -212,11 +190,7 @@ def with_subject(model: ModelPatcher, wrapper: SubjectWrapper, net: ModelPatcher
             "the model that it was learned with."
         )
     patched = model.clone()
-    options = patched.model_options["transformer_options"]
-    existing = options.get("patches_replace", {}).get("dit", {})
-    for index in chosen:
-        block = SubjectBlock(index, existing.get(("double_block", index)), wrapper.key, net)
-        patched.set_model_patch_replace(block, "dit", "double_block", index)
+    replace_blocks(patched, SubjectBlock, chosen, net, wrapper.key)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, wrapper.prepare)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     return patched

@@ -182,7 +182,7 @@ def works_in_parts(model: ModelPatcher) -> bool:
         block = patches.get(("double_block", index))
         if not isinstance(block, patch.SyncedBlock) or block.previous is not None:
             return False
-        if block.sync is None or block.sync.model.blocks[str(index)].place != "after":
+        if block.weights is None or block.weights.model.blocks[str(index)].place != "after":
             return False
     return True
 
