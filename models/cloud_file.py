@@ -27,6 +27,7 @@ from .cameras import framing_distance, orbit_rig
 from .geometry import render_conditions
 from .points import OrientedPoints
 from .views import to_bytes
+from .whole_file import whole_file
 
 Axes = Literal["y up (most programs)", "z up (Blender)", "y down (Turnaround, COLMAP)"]
 AXES: tuple[str, ...] = get_args(Axes)
@@ -117,16 +118,11 @@ def write_ply(path: Path, cloud: OrientedPoints, f: int, axes: Axes) -> None:
 
 def _write_whole(path: Path, parts: Iterator[bytes] | list[bytes]) -> int:
     """Write under a partial name, then rename; gives a checksum of the content."""
-    temporary = path.with_suffix(".part")
     checksum = 0
-    try:
-        with temporary.open("wb") as out:
-            for part in parts:
-                out.write(part)
-                checksum = zlib.crc32(part, checksum)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as out:
+        for part in parts:
+            out.write(part)
+            checksum = zlib.crc32(part, checksum)
     return checksum
 
 

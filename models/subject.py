@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .cameras import Rig
 from .feature_field import FeatureField, Injection, References, Rendering
 from .feature_rays import SubjectSpace, subject_space
+from .whole_file import whole_file
 
 TOKEN = 16
 """Pixels a token's side: 8 in the VAE, 2 in the transformer's patches."""
@@ -187,7 +188,7 @@ class Subject:
         return sum(t.numel() * t.element_size() for t in self._comfy_cache_tensors())
 
 
-KIND, VERSION = "turnaround_subject", 1
+KIND = "turnaround_subject"
 NET, MORE = "net.", "more."
 """How the names of a file's tensors begin: of the net, and of what a caller adds."""
 
@@ -203,16 +204,12 @@ def save_subject(path: Path, subject: Subject, more: Mapping[str, Tensor] | None
         **{MORE + k: v for k, v in (more or {}).items()},
     }  # fmt: skip
     metadata = {
-        "kind": KIND, "version": str(VERSION), "shape": json.dumps(asdict(subject.net.shape)),
+        "kind": KIND, "shape": json.dumps(asdict(subject.net.shape)),
         "size": json.dumps([rig.width, rig.height]),
     }  # fmt: skip
-    temporary = path.with_suffix(".part")
-    try:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
 def load_subject(path: Path) -> tuple[Subject, dict[str, Tensor]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .whole_file import whole_file
+
 
 def even_sized(
     frames: Tensor,  # [F, C, H, W]
@@ -30,17 +32,12 @@ def write_mp4(
     import av
 
     pixels = (even_sized(frames).clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
-    temporary = path.with_suffix(".part")
-    try:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width = pixels.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf)}
-            for picture in pixels:
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(crf)}
+        for picture in pixels:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
