@@ -11,3 +11,4 @@ WEIGHTS = io.Custom("TURNAROUND_WEIGHTS")  # models.view_weights.ViewWeights
 POSE = io.Custom("TURNAROUND_POSE")  # models.pose.Pose
 FLOW = io.Custom("TURNAROUND_FLOW")  # models.flow.Flow
 IMPLICIT = io.Custom("TURNAROUND_IMPLICIT")  # models.implicit_video.ImplicitVideo
+SUBJECT = io.Custom("TURNAROUND_SUBJECT")  # models.subject.Subject
