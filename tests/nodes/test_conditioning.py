@@ -105,7 +105,7 @@ def images(views: Views, v: int) -> Tensor:
 # --- Multi-View Conditioning ----------------------------------------------------------------------
 
 
-def condition(vae, partial: Views, normals: Views, **texts):
+def condition(vae, partial: Views, normals: Views | None, **texts):
     return conditioning.MultiViewConditioning.execute(vae, partial, normals, **texts).args
 
 
@@ -150,6 +150,28 @@ def test_conditions_that_differ_are_refused(vae, other):
 def test_depth_as_normals_is_refused(vae):
     depth = Views(pictures(1).frames[:, :, :1])
     assert "'normals' holds depth" in refusal(lambda: condition(vae, pictures(0), depth))
+
+
+def test_without_normals_they_are_as_grey_as_where_nothing_is_known(vae):
+    partial = pictures(0)
+    grey = Views(torch.full_like(partial.frames, BACKGROUND))
+    without, told = (condition(vae, partial, n)[0][0][1] for n in (None, grey))
+    assert torch.equal(without["concat_latent_image"], told["concat_latent_image"])
+
+
+def test_empty_conditioning_is_that_of_grey_pictures(vae):
+    rig = orbit_rig(torch.arange(3.0), torch.zeros(3), 3.0, 0.7, 35, 16)
+    given = text(seed=1)
+    positive, negative, latent, note = conditioning.EmptyViewConditioning.execute(
+        vae, rig, 6, given
+    ).args
+    assert "6 frames became 5" in note and "35x16 became 32x16" in note
+    grey = Views(torch.full((3, 5, 3, 16, 32), BACKGROUND))
+    expected = condition(vae, grey, grey)
+    assert torch.equal(latent["samples"], expected[2]["samples"])
+    assert torch.equal(positive[0][0], given[0][0]) and not negative[0][0].any()
+    for made, wanted in zip((positive, negative), expected[:2], strict=True):
+        assert torch.equal(made[0][1]["concat_latent_image"], wanted[0][1]["concat_latent_image"])
 
 
 def source_video(frames: int = 5, masked: bool = True) -> Views:
@@ -679,7 +701,8 @@ def missing_sockets(monkeypatch, node, **widgets) -> set[str]:
 def test_missing_sockets_are_named_by_comfyui(monkeypatch):
     always = {"positive", "negative", "vae"}
     for node, widgets, wanted in (
-        (conditioning.MultiViewConditioning, {}, {"vae", "partial", "normals"}),
+        (conditioning.MultiViewConditioning, {}, {"vae", "partial"}),
+        (conditioning.EmptyViewConditioning, {"frames": 1}, {"vae", "rig"}),
         (conditioning_wan.VaceConditioning, {"strength": 1.0}, always | {"control"}),
         (conditioning_wan.FunControlConditioning, {}, always | {"control"}),
         (conditioning_wan.I2VConditioning, {"frames": 5, "start_frames": 1}, always | {"start"}),
