@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .cameras import Rig
 from .feature_field import FeatureField, Injection, References, Rendering
 from .feature_rays import SubjectSpace, subject_space
+from .subject_lora import LoRA
 from .whole_file import whole_file
 
 TOKEN = 16
@@ -104,10 +105,14 @@ class Shape:
     text_width: int = 4096
     """Of a word of the model's text, before its text embedding."""
     tokens: int = TOKENS
+    rank: int = 0
+    """Of a LoRA on the DiT's attention; 0 = none."""
+    depth: int = 0
+    """Blocks of the DiT, which a LoRA goes through."""
 
 
 class SubjectNet(nn.Module):
-    """All that is learned: fields, injections, words."""
+    """All that is learned: fields, injections, words, a LoRA. Without blocks, words and LoRA alone."""
 
     def __init__(self, shape: Shape, seed: int = 0) -> None:
         super().__init__()
@@ -121,6 +126,9 @@ class SubjectNet(nn.Module):
         )
         self.injections = nn.ModuleDict({str(i): Injection(shape.width) for i in shape.blocks})
         self.words = nn.Parameter(torch.zeros(shape.tokens, shape.text_width))
+        self.lora = None
+        if shape.rank:
+            self.lora = LoRA(shape.width, shape.depth, shape.rank, generator)
         # A DiT's residual stream grows with depth: injections see and give tokens near unit size.
         self.register_buffer("scales", torch.ones(len(shape.blocks)))
 
@@ -156,9 +164,11 @@ class SubjectNet(nn.Module):
         x: Tensor,  # [..., L, C] tokens of targets
         features: Tensor,  # [..., L, C] what the field has there
     ) -> Tensor:
-        """The tokens with the subject in them."""
-        scale = self.scales[self.shape.blocks.index(block)].to(x)
-        return scale * self.injections[str(block)](x / scale, features.to(x))
+        """The tokens with the subject in them, in their own precision."""
+        injection = self.injections[str(block)]
+        precise = injection.change.weight.dtype
+        scale = self.scales[self.shape.blocks.index(block)].to(precise)
+        return (scale * injection(x.to(precise) / scale, features)).to(x)
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,8 @@ class Subject:
     pictures: Pictures
     losses: tuple[float, ...]
     """Of every step so far."""
+    training: Mapping[str, Tensor] = field(default_factory=dict)
+    """What going on needs beside the rest, from SubjectTraining.state; empty: it begins anew there."""
 
     @property
     def space(self) -> SubjectSpace:
@@ -181,7 +193,8 @@ class Subject:
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         seen = self.pictures
-        return [*self.net.state_dict().values(), seen.latents, seen.colors, seen.masks]
+        shown = [seen.latents, seen.colors, seen.masks]
+        return [*self.net.state_dict().values(), *shown, *self.training.values()]
 
     def get_ram_usage(self) -> int:
         """Bytes held, for ComfyUI's cache accounting."""
@@ -189,19 +202,19 @@ class Subject:
 
 
 KIND = "turnaround_subject"
-NET, MORE = "net.", "more."
-"""How the names of a file's tensors begin: of the net, and of what a caller adds."""
+NET, TRAINING = "net.", "training."
+"""How the names of a file's tensors begin."""
 
 
-def save_subject(path: Path, subject: Subject, more: Mapping[str, Tensor] | None = None) -> None:
-    """Write it whole or not at all; `more` travels with it, such as an optimiser's state."""
+def save_subject(path: Path, subject: Subject) -> None:
+    """Write it whole or not at all."""
     seen, rig = subject.pictures, subject.pictures.rig
     tensors = {
         "latents": seen.latents, "colors": seen.colors, "masks": seen.masks,
         "K": rig.K, "T_camera_world": rig.T_camera_world,
         "losses": torch.tensor(subject.losses, dtype=torch.float64),
         **{NET + k: v for k, v in subject.net.state_dict().items()},
-        **{MORE + k: v for k, v in (more or {}).items()},
+        **{TRAINING + k: v for k, v in subject.training.items()},
     }  # fmt: skip
     metadata = {
         "kind": KIND, "shape": json.dumps(asdict(subject.net.shape)),
@@ -212,8 +225,8 @@ def save_subject(path: Path, subject: Subject, more: Mapping[str, Tensor] | None
         save_file(tensors, partial, metadata=metadata)
 
 
-def load_subject(path: Path) -> tuple[Subject, dict[str, Tensor]]:
-    """A subject, and what was saved with it. ValueError when the file holds none."""
+def load_subject(path: Path) -> Subject:
+    """ValueError when the file holds none."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -228,12 +241,13 @@ def load_subject(path: Path) -> tuple[Subject, dict[str, Tensor]]:
         net.load_state_dict(_below(NET, tensors))
         rig = Rig(tensors["K"], tensors["T_camera_world"], width, height)
         pictures = Pictures(tensors["latents"], tensors["colors"], tensors["masks"], rig)
+        losses = tuple(tensors["losses"].tolist())
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"'{path.name}' can't be read as a subject ({error}): save it again with Save Subject, "
             "or copy it anew."
         ) from error
-    return Subject(net, pictures, tuple(tensors["losses"].tolist())), _below(MORE, tensors)
+    return Subject(net, pictures, losses, _below(TRAINING, tensors))
 
 
 def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ LEAST_SIGMA = 0.05
 WARM_UP, LAST_RATE = 20, 0.1
 """Steps until the learning rate is full; its share at the end of a cosine."""
 LONGEST_GRADIENT = 1.0
-SLOW = 0.2
-"""Of the fields' learning rate, for injections and words."""
+SLOW, SLOWEST = 0.2, 0.05
+"""Of the fields' learning rate: for injections and words, and for a LoRA."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,15 @@ class SubjectTraining:
         # Injections speak straight into the model: at the fields' rate they carry its noise along.
         quick = list(self.net.fields.parameters())
         slow = [*self.net.injections.parameters(), self.net.words]
-        groups = [{"params": quick, "share": 1.0}, {"params": slow, "share": SLOW}]
+        slowest = list(self.net.lora.parameters()) if self.net.lora is not None else []
+        groups = [
+            {"params": [w for w in weights if w.numel()], "share": share}
+            for weights, share in ((quick, 1.0), (slow, SLOW), (slowest, SLOWEST))
+        ]
         self.optimizer = torch.optim.Adam(groups, lr=settings.rate, fused=True)
         self.losses = list(subject.losses)
+        if subject.training:
+            self._go_on(subject.training)
 
     @property
     def step(self) -> int:
@@ -126,37 +132,38 @@ class SubjectTraining:
     @property
     def subject(self) -> Subject:
         """As it is now; shares the weights."""
-        return Subject(self.net, self.pictures, tuple(self.losses))
+        return Subject(self.net, self.pictures, tuple(self.losses), self.state())
 
     def state(self) -> dict[str, Tensor]:
         """What is needed to go on, beside the subject itself: Adam's moments."""
         moments = self.optimizer.state_dict()["state"]
         return {f"{n}.{k}": v for n, state in moments.items() for k, v in state.items()}
 
-    def go_on(self, state: Mapping[str, Tensor]) -> None:
-        """From where `state` was taken; ValueError when it is not of this subject."""
+    def _go_on(self, state: Mapping[str, Tensor]) -> None:
+        """From where `state` was taken."""
         loaded = self.optimizer.state_dict()
         weights = [w for group in self.optimizer.param_groups for w in group["params"]]
         for name, value in state.items():
             n, key = name.split(".")
             if int(n) >= len(weights) or value.shape not in ((), weights[int(n)].shape):
                 raise ValueError(
-                    "The file to go on from was made with other settings: train from the beginning."
+                    "'subject' holds what another training left, so going on is not possible: leave "
+                    "'subject' free and learn it anew."
                 )
-            loaded["state"].setdefault(int(n), {})[key] = value
+            # A copy: each step changes them in place, and the subject stays what it was.
+            loaded["state"].setdefault(int(n), {})[key] = value.clone()
         self.optimizer.load_state_dict(loaded)
 
     def render(self, features: Features, drawn: Drawn) -> Renderings:
-        """The targets' cameras from the step's references, of all references' features."""
+        """The targets' cameras from the features of the step's references."""
         if not self.losses:
             self.net.measure(features)
-        known = {i: f[drawn.references] for i, f in features.items()}
-        there = next(iter(features.values())).device
+        there = self.net.words.device
         references, targets = (
             tuple(c[chosen].to(there) for c in self.cameras)
             for chosen in (drawn.references, drawn.targets)
         )
-        return self.net.render(known, references, targets, self.pictures.size, drawn.generator)
+        return self.net.render(features, references, targets, self.pictures.size, drawn.generator)
 
     def learn(self, denoise: Denoise) -> float:
         """One step; gives its loss."""

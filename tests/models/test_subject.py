@@ -16,6 +16,7 @@ from turnaround.models.subject import (
     pictures_of,
     save_subject,
 )
+from turnaround.models.subject_lora import LoRA
 from turnaround.models.subject_training import (
     SURROUNDINGS,
     Settings,
@@ -71,11 +72,11 @@ def test_injection_begins_as_nothing(pictures):
 
 def test_file_gives_back_the_same_subject(subject, tmp_path):
     path = tmp_path / "she.safetensors"
-    told = Subject(subject.net, subject.pictures, (2.5, 0.1))
-    save_subject(path, told, {"a": torch.arange(3)})
-    again, more = load_subject(path)
+    told = Subject(subject.net, subject.pictures, (2.5, 0.1), {"0.step": torch.arange(3)})
+    save_subject(path, told)
+    again = load_subject(path)
     assert [p.name for p in tmp_path.iterdir()] == ["she.safetensors"]
-    assert again.losses == (2.5, 0.1) and torch.equal(more["a"], torch.arange(3))
+    assert again.losses == (2.5, 0.1) and torch.equal(again.training["0.step"], torch.arange(3))
     assert again.net.shape == subject.net.shape
     features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
     rendered = [
@@ -144,19 +145,22 @@ def test_field_losses_are_zero_where_it_shows_the_pictures(subject):
     assert all(x > 0 for x in field_loss(found, subject.pictures))
 
 
-def learned(subject: Subject, steps: int, state=None) -> SubjectTraining:
+def learned(subject: Subject, steps: int, blocks=BLOCKS) -> SubjectTraining:
     """With a model that passes on what the last block's field gives, mixed."""
-    features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
-    mix = noise(WIDTH, 4, seed=9)
+    features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in blocks}
+    mix, base = noise(WIDTH, 4, seed=9), noise(2, 6, WIDTH, seed=8)
     training = SubjectTraining(subject, Settings(6, seed=3))
-    if state is not None:
-        training.go_on(state)
 
     def denoise(drawn):
-        found = training.render(features, drawn)
-        tokens = found[2].features.flatten(2).mT
-        tokens = training.net.inject(2, torch.zeros_like(tokens), tokens)
-        words = training.net.words.mean() * 0.1
+        found = training.render({i: f[drawn.references] for i, f in features.items()}, drawn)
+        tokens = base
+        for block, rendering in found.items():
+            tokens = training.net.inject(block, tokens, rendering.features.flatten(2).mT)
+        if training.net.lora is not None:
+            tokens = (
+                tokens + tokens @ training.net.lora.down[0, 0].mT @ training.net.lora.up[0, 0].mT
+            )
+        words = training.net.words.sum() * 0.1
         made = (tokens @ mix).mT.unflatten(2, SIZE)[:, :, None] + words
         made = torch.nn.functional.interpolate(made, (1, H // 8, W // 8))
         clean = subject.pictures.latents[drawn.targets]
@@ -167,19 +171,70 @@ def learned(subject: Subject, steps: int, state=None) -> SubjectTraining:
     return training
 
 
-def test_going_on_from_a_file_ends_where_one_piece_ends(pictures, tmp_path):
-    whole = learned(untrained(pictures), 6)
-    first = learned(untrained(pictures), 3)
-    save_subject(tmp_path / "s.safetensors", first.subject, first.state())
-    again, state = load_subject(tmp_path / "s.safetensors")
-    second = learned(again, 3, state)
+def with_shape(pictures, **other) -> Subject:
+    shape = replace(Shape(WIDTH, BLOCKS, 8, 0.4, text_width=12), **other)
+    return Subject(SubjectNet(shape), pictures, ())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"rank": 2, "depth": 1}, {"tokens": 0}, {"blocks": (), "rank": 2, "depth": 1}],
+    ids=["fields", "lora", "no words", "words and lora alone"],
+)
+def test_going_on_from_a_file_ends_where_one_piece_ends(pictures, tmp_path, other):
+    blocks = other.get("blocks", BLOCKS)
+    whole = learned(with_shape(pictures, **other), 6, blocks)
+    first = learned(with_shape(pictures, **other), 3, blocks).subject
+    save_subject(tmp_path / "s.safetensors", first)
+    kept = {k: v.clone() for k, v in first.training.items()}
+    again = load_subject(tmp_path / "s.safetensors")
+    second = learned(again, 3, blocks)
     assert second.losses == whole.losses
     for a, b in zip(whole.net.parameters(), second.net.parameters(), strict=True):
         assert torch.equal(a, b)
+    if again.net.lora is not None:
+        assert float(again.net.lora.up.abs().max()) > 0
+    # What it went on from is still there.
+    assert all(torch.equal(again.training[k], v) for k, v in kept.items())
 
 
 def test_a_state_of_another_net_is_refused(pictures):
     training = learned(untrained(pictures), 1)
     state = {**training.state(), "0.exp_avg": torch.zeros(7)}
-    with pytest.raises(ValueError, match="made with other settings"):
-        SubjectTraining(untrained(pictures), Settings(6)).go_on(state)
+    other = replace(untrained(pictures), training=state)
+    with pytest.raises(ValueError, match="'subject' holds what another training left"):
+        SubjectTraining(other, Settings(6))
+
+
+def test_layers_with_a_lora_in_place_give_what_its_weights_added_give():
+    block = torch.nn.ModuleDict(
+        {
+            part: torch.nn.ModuleDict({n: torch.nn.Linear(WIDTH, WIDTH) for n in "qkvo"})
+            for part in ("self_attn", "cross_attn")
+        }
+    )
+    lora = LoRA(WIDTH, 1, 3, torch.Generator().manual_seed(0))
+    x, layer = noise(2, 5, WIDTH), block["cross_attn"]["v"]
+    plain = layer(x)
+    with lora.in_place([block]):
+        assert torch.equal(layer(x), plain)  # it begins as nothing
+    with torch.no_grad():
+        lora.up.copy_(noise(*lora.up.shape, seed=5))
+    with lora.in_place([block]):
+        changed = layer(x)
+    up, down = lora.layers()["blocks.0.cross_attn.v"]
+    wanted = torch.nn.functional.linear(x, layer.weight + up @ down, layer.bias)
+    torch.testing.assert_close(changed, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(changed, plain, atol=0.1)
+    with pytest.raises(RuntimeError), lora.in_place([block]):
+        raise RuntimeError
+    assert torch.equal(layer(x), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_half_precision_keeps_it(subject, dtype):
+    x = noise(2, 6, WIDTH).to(dtype)
+    changed = subject.net.inject(2, x, noise(2, 6, WIDTH, seed=3).to(dtype))
+    assert changed.dtype == dtype
+    exact = subject.net.inject(2, x.float(), noise(2, 6, WIDTH, seed=3).to(dtype).float())
+    torch.testing.assert_close(changed.float(), exact, atol=0.02, rtol=0.01)
