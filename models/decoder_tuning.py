@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .whole_file import whole_file
+
 Weights = dict[str, Tensor]
 Decode = Callable[[Weights, Tensor], Tensor]
 """Weights and latents [C, T, h, w] of one window -> its frames [F, 3, H, W] 0..1, with gradients."""
@@ -235,7 +237,8 @@ def pack_delta(
 
 
 def save_delta(path: Path, packed: Packed) -> None:
-    save_file(packed.tensors, path, metadata=packed.metadata)
+    with whole_file(path) as partial:
+        save_file(packed.tensors, partial, metadata=packed.metadata)
 
 
 MALFORMED = (KeyError, TypeError, AttributeError, json.JSONDecodeError, RuntimeError)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filters import local_fit
+
 GRID, SPLINE = 7, 4
 """Nodes of the fields (cubic splines) along the longer side; the fewest."""
 DARKEST, BRIGHTEST = 0.01, 0.985
@@ -261,24 +263,13 @@ def _smoothed(values: Tensor) -> Tensor:
     best, lowest = values, torch.inf
     for degree in (0, 1) if len(values) >= FEWEST else (0,):
         for reach in WIDTHS:
-            kernel = _kernel(len(values), reach, degree, values)
+            kernel = local_fit(len(values), reach, degree, values)
             smooth = kernel @ values
             own = kernel.diagonal().clamp(max=1 - 1e-3)[:, None]
             error = float(((values - smooth) / (1 - own)).square().mean())
             if error < lowest:
                 best, lowest = smooth, error
     return best
-
-
-def _kernel(count: int, reach: float, degree: int, like: Tensor) -> Tensor:  # [F, F]
-    """What every frame's value weighs in every frame's smoothed one."""
-    t = torch.arange(count, device=like.device, dtype=like.dtype)
-    apart = t[None] - t[:, None]
-    weight = torch.exp(-apart.square() / (2 * reach**2))
-    s0, s1, s2 = ((weight * apart**k).sum(1, keepdim=True) for k in range(3))
-    if degree == 0:
-        return weight / s0
-    return weight * (s2 - s1 * apart) / (s0 * s2 - s1**2)
 
 
 def lasting_changes(values: Tensor) -> list[int]:  # [F, N]

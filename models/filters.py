@@ -1,4 +1,5 @@
-"""Small operations on pictures that several stages share: blurring, growing, reading between pixels."""
+"""Small operations that several stages share: blurring, growing, reading between pixels, smoothing over
+time."""
 
 from __future__ import annotations
 
@@ -57,3 +58,16 @@ def grown(masks: Tensor, reach: int) -> Tensor:  # [F, h, w]
 
 def read_at(field: Tensor, places: Tensor) -> Tensor:  # [C, h, w], [N, 2] -> [N, C]
     return sample(field[None], places[None, None, :, 0], places[None, None, :, 1])[0, :, 0].T
+
+
+def local_fit(frames: int, reach: float, degree: int, like: Tensor) -> Tensor:  # [F, F]
+    """What every frame's value weighs in every frame's smoothed one: a mean (degree 0) or a line
+    (degree 1, of two frames or more) under a Gaussian of `reach` frames around it. A line does not lag
+    behind at the ends."""
+    t = torch.arange(frames, device=like.device, dtype=like.dtype)
+    apart = t[None] - t[:, None]
+    weight = torch.exp(-apart.square() / (2 * reach**2))
+    s0, s1, s2 = ((weight * apart**k).sum(1, keepdim=True) for k in range(3))
+    if degree == 0:
+        return weight / s0
+    return weight * (s2 - s1 * apart) / (s0 * s2 - s1**2)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import Rig
-from .filters import gaussian
+from .filters import gaussian, local_fit
 from .implicit_pieces import Material, offsets, steady_frames
 from .implicit_start import located, pixel_centres
 from .implicit_video import ImplicitVideo, Piece
@@ -40,19 +40,12 @@ WINDOW = 4.0
 
 
 def low_passed(values: Tensor, shots: list[range]) -> Tensor:  # [F, ...] -> [F, ...]
-    """Slow changes over time: a line under a bell around every frame (at the ends, where a mean would
-    lag behind, too)."""
+    """Slow changes over time."""
     out = values.clone()
     for shot in shots:
-        t = torch.arange(len(shot), device=values.device, dtype=values.dtype)
-        weights = []
-        for now in t:
-            away = t - now
-            bell = torch.exp(-0.5 * (away / WINDOW) ** 2)
-            A = torch.stack([torch.ones_like(away), away], 1)
-            weights.append((torch.linalg.pinv(A.T @ (bell[:, None] * A)) @ (A.T * bell))[0])
         part = values[shot.start : shot.stop]
-        out[shot.start : shot.stop] = torch.einsum("ts,s...->t...", torch.stack(weights), part)
+        weights = local_fit(len(shot), WINDOW, min(1, len(shot) - 1), values)
+        out[shot.start : shot.stop] = torch.einsum("ts,s...->t...", weights, part)
     return out
 
 

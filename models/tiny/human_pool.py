@@ -40,6 +40,7 @@ from ..performer_truth import (
     project_keypoints,
     surface_truth,
 )
+from ..whole_file import whole_file
 from .pictures import procedural_picture
 
 log = logging.getLogger(__name__)
@@ -297,10 +298,8 @@ def write_pool(
 
 
 def _write(path: Path, save) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         save(file)
-    partial.rename(path)
 
 
 def main() -> None:

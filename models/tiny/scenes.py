@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..whole_file import whole_file
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -32,10 +34,8 @@ KINDS = ("frames", "partial", "normals")
 
 def save_scene(path: Path, scene: Scene) -> None:
     """Write one scene; the file appears only when it is whole."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **{k: v.cpu().numpy() for k, v in vars(scene).items()})
-    temporary.rename(path)
 
 
 def load_scene(path: Path) -> Scene:
