@@ -6,7 +6,7 @@ wrappers, whose blocks' outputs are kept.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management as mm
@@ -16,10 +16,21 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.cameras import Rig
+from ..models.feature_mesh import Carried
 from ..models.subject import Features, Renderings, Subject, SubjectNet
-from .patch import REFERENCE, TILE, ReplacedBlock, dit_blocks, known_items, replace_blocks
+from ..models.subject_views import fitted
+from .patch import REFERENCE, TILE, ReplacedBlock, known_items
 
 KEY = "turnaround_subject"
+OFF = "turnaround_subject_off"
+"""In `transformer_options`: keys of subjects that are left out of this run."""
+CARRIED = "turnaround_carried"
+"""In `transformer_options`: a models.feature_mesh.Carried at the tokens' size for every anchor whose
+rendered features show in the other views (Depth-Aware Rendering)."""
+OURS = "turnaround_"
+"""How what this pack tells its own blocks of a run begins, in `transformer_options`."""
+SLACK = 0.01
+"""Of all steps."""
 AT_ONCE = 8
 """References that run through the DiT together."""
 
@@ -41,7 +52,7 @@ class Injecting:
 
     net: SubjectNet
     rendered: dict[int, Tensor]
-    """By block: [N, L, C] of the N cameras in this run."""
+    """By block: [N, L, C] of the N cameras in this run; or [N, T, L, C], other at every moment."""
     chunks: int
     views: int
     """Batch items of a chunk that are sampled; references of other patches stand before them."""
@@ -50,11 +61,12 @@ class Injecting:
         """Tokens [n (guests + V), T L, C] of V views with a camera each, or of one item whose T
         latent frames have one each."""
         there = self.rendered[block].to(tokens)
-        N, L, C = there.shape
+        there = there if there.ndim == 4 else there[:, None]  # [N, T or 1, L, C]
+        N, _, L, C = there.shape
         chunks = tokens.unflatten(0, (self.chunks, -1))
         guests = chunks.shape[1] - self.views
         views = chunks[:, guests:].unflatten(2, (-1, L))  # [n, V, T, L, C]
-        seen = there[:, None] if self.views == N else there[None]
+        seen = there if self.views == N else there.transpose(0, 1)
         changed = self.net.inject(block, views, seen.expand_as(views)).flatten(2, 3)
         return torch.cat([chunks[:, :guests], changed], 1).flatten(0, 1)
 
@@ -68,6 +80,15 @@ class SubjectBlock(ReplacedBlock):
         if run is None:  # off at this step
             return out
         return {**out, "img": run.after(self.index, out["img"])}
+
+
+def put_inside(previous, index: int, net: ModelPatcher | None, key: str) -> ReplacedBlock:
+    """A subject's block right around the model's own (or another pack's), inside this pack's View Sync,
+    so that the order of nodes does not matter."""
+    if isinstance(previous, ReplacedBlock) and not isinstance(previous, SubjectBlock):
+        inner = put_inside(previous.previous, index, net, key)
+        return type(previous)(previous.index, inner, previous.weights, previous.key)
+    return SubjectBlock(index, previous, net, key)
 
 
 def told_of_references(value, x: Tensor, references: Tensor):
@@ -86,10 +107,14 @@ Render = Callable[[Features, tuple[int, int]], Renderings]
 
 
 class Once:
-    """Renders a subject for a rig; again only when the references' features are others."""
+    """Renders a subject for a rig; again only when the references' features are others.
 
-    def __init__(self, subject: Subject, rig: Rig) -> None:
+    `chosen`: which of the subject's pictures the features are of; None = all."""
+
+    def __init__(self, subject: Subject, rig: Rig, chosen: Sequence[int] | None = None) -> None:
         self.subject, self.rig = subject, rig
+        known = subject.pictures.rig
+        self.known = known if chosen is None else known.select(list(chosen))
         self.features: Features | None = None
         self.renderings: Renderings = {}
 
@@ -98,7 +123,7 @@ class Once:
             there, subject = next(iter(features.values())), self.subject
             known, wanted = (
                 tuple(t.to(there.device) for t in subject.cameras(rig))
-                for rig in (subject.pictures.rig, self.rig)
+                for rig in (self.known, fitted(self.rig, size))
             )
             self.renderings = subject.net.render(features, known, wanted, size)
             self.features = features
@@ -129,28 +154,43 @@ class SubjectWrapper:
     ):  # fmt: skip
         options = dict(transformer_options or {})
         sigma = float(options["sigmas"][0]) if "sigmas" in options else self.sigma_start
-        if not self.sigma_end <= sigma <= self.sigma_start:
+        off = self.key in options.get(OFF, ())
+        if off or not self.sigma_end <= sigma <= self.sigma_start:
             return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-        if self.features is None:
-            self.features = self._run_references(executor, x, context, clip_fea, options, kwargs)
+
+        def record() -> Features:
+            return self._run_references(executor, x, context, clip_fea, options, kwargs)
+
         size = tuple(math.ceil(n / 2) for n in x.shape[3:])
-        rendered = self.render(self.features, size)
-        chunks = len(options.get("cond_or_uncond", [0]))
-        views = len(x) // chunks - options.get(REFERENCE, {}).get("count", 0)
-        count = len(next(iter(rendered.values())).features)
-        chosen = _cameras_of(count, views, x.shape[2], options.get(TILE))
-        tokens = {i: r.features[chosen].flatten(2).mT for i, r in rendered.items()}
-        options[self.key] = Injecting(self.net, tokens, chunks, views)
+        if self.net.shape.blocks:  # else words alone
+            tokens = self.tokens(record, size, options.get(CARRIED, ()))
+            chunks = len(options.get("cond_or_uncond", [0]))
+            views = len(x) // chunks - options.get(REFERENCE, {}).get("count", 0)
+            count = len(next(iter(tokens.values())))
+            cameras, moments = _part_of(count, views, x.shape[2], options.get(TILE))
+            tokens = {i: _at(t[cameras], moments) for i, t in tokens.items()}
+            options[self.key] = Injecting(self.net, tokens, chunks, views)
         words = self.net.words.to(context).expand(len(context), -1, -1)
         context = torch.cat([context, words], 1)
         return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+    def tokens(
+        self, record: Callable[[], Features], size: tuple[int, int], carried: Sequence[Carried]
+    ) -> dict[int, Tensor]:
+        """By block: what every camera sees, [N, L, C]; with something carried [N, T, L, C]."""
+        if self.features is None:
+            self.features = record()
+        rendered = self.render(self.features, size)
+        return with_carried({i: r.features.flatten(2).mT for i, r in rendered.items()}, carried)
 
     @torch.no_grad()
     def _run_references(self, executor, x, context, clip_fea, options, kwargs) -> dict[int, Tensor]:
         """The references' own pass, clean and without a text: by block [R, C, h, w]."""
         recording = Recording({})
         size = self.references.shape[3] // 2, self.references.shape[4] // 2
-        options = {**options, self.key: recording}
+        # What this pack's patches do to views, other subjects too, is none of theirs.
+        options = {k: v for k, v in options.items() if not k.startswith(OURS)}
+        options |= {self.key: recording, "cond_or_uncond": [0]}
         for start in range(0, len(self.references), AT_ONCE):
             clean = self.references[start : start + AT_ONCE].to(x)
             items = known_items(clean, x.shape[1])
@@ -167,30 +207,117 @@ class SubjectWrapper:
         }
 
 
-def _cameras_of(count: int, views: int, frames: int, tile: dict | None) -> slice | Tensor:
-    """Which of `count` cameras a run samples."""
+def with_carried(
+    tokens: dict[int, Tensor],  # by block: [N, L, C]
+    carried: Sequence[Carried],
+) -> dict[int, Tensor]:  # [N, L, C], or [N, T, L, C]
+    """What each anchor sees, also where the other cameras see the same surface."""
+    for here in carried:
+        T = here.seen.shape[1]
+        tokens = {
+            i: here.to(t.device)
+            .replaced((t if t.ndim == 4 else t[:, None].expand(-1, T, -1, -1)).flatten(1, 2)[None])[
+                0
+            ]
+            .unflatten(1, (T, -1))
+            for i, t in tokens.items()
+        }
+    return tokens
+
+
+def _part_of(
+    count: int, views: int, frames: int, tile: dict | None
+) -> tuple[slice | Tensor, slice | Tensor]:
+    """Which of `count` cameras, and which of their moments, a run samples."""
+    everything = slice(None)
     if tile is not None and tile["of_views"] == count:
-        return tile["views"]
+        return tile["views"], tile["frames"]
+    if tile is not None and tile["of_views"] == 1 and tile["of_frames"] == count:
+        return tile["frames"], everything
     if views == count or (views == 1 and frames == count):
-        return slice(None)
+        return everything, everything
     raise ValueError(
         f"'rig' of Apply Subject has {count} cameras, but {views} views of {frames} latent frames "
         "are sampled: connect the rig of the views that are sampled."
     )
 
 
+def _at(tokens: Tensor, moments: slice | Tensor) -> Tensor:
+    """[N, L, C] or [N, 1, L, C] are the same at every moment; else those of [N, T, L, C]."""
+    return tokens if tokens.ndim == 3 or tokens.shape[1] == 1 else tokens[:, moments]
+
+
+class AppliedWrapper(SubjectWrapper):
+    """Of Apply Subject: keeps what the cameras see while sampling, no longer, and nothing else."""
+
+    seen: dict[int, Tensor] | None = None
+    _with: tuple[Sequence[Carried], dict[int, Tensor]] = ((), {})
+
+    def sampling(self, executor, *args, **kwargs):
+        """Around every sampling."""
+        self._forget()
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.seen, self._with = None, ((), {})
+
+    def tokens(
+        self, record: Callable[[], Features], size: tuple[int, int], carried: Sequence[Carried]
+    ) -> dict[int, Tensor]:
+        if self.seen is None:
+            self.features = None
+            self.seen = super().tokens(record, size, ())
+            # A gigabyte for a large model, and of no more use.
+            self.features, self.render.features, self.render.renderings = None, None, {}
+        if not carried:
+            return self.seen
+        if len(carried) != len(self._with[0]) or any(
+            a is not b for a, b in zip(carried, self._with[0], strict=True)
+        ):
+            self._with = carried, with_carried(self.seen, carried)
+        return self._with[1]
+
+
+def end_of_share(model: ModelPatcher, share: float) -> float:
+    """The noise level above which a step lies in the first share of the steps. A step that begins
+    where the share ends does not; schedulers place their steps a little away."""
+    if share == 1:
+        return 0.0
+    sampling = model.get_model_object("model_sampling")
+    return float(sampling.percent_to_sigma(max(share - SLACK, share / 2)))
+
+
 def with_subject(model: ModelPatcher, wrapper: SubjectWrapper, net: ModelPatcher | None):
     """A clone of MODEL with the wrapper around it; `net` is loaded and offloaded with the model."""
-    blocks, chosen = dit_blocks(model), wrapper.net.shape.blocks
+    blocks, chosen = blocks_of(model), wrapper.net.shape.blocks
     dim = model.get_model_object("diffusion_model").dim
-    if dim != wrapper.net.shape.width or max(chosen) >= len(blocks):
+    needed = max(chosen, default=-1) + 1
+    if dim != wrapper.net.shape.width or needed > len(blocks):
         raise ValueError(
             f"'subject' was learned with a model of width {wrapper.net.shape.width} with at least "
-            f"{max(chosen) + 1} blocks, but 'model' has width {dim} and {len(blocks)} blocks: load "
+            f"{needed} blocks, but 'model' has width {dim} and {len(blocks)} blocks: load "
             "the model that it was learned with."
         )
     patched = model.clone()
-    replace_blocks(patched, SubjectBlock, chosen, net, wrapper.key)
+    replaced = patched.model_options["transformer_options"].get("patches_replace", {})
+    before = replaced.get("dit", {})
+    for index in chosen:
+        block = put_inside(before.get(("double_block", index)), index, net, wrapper.key)
+        patched.set_model_patch_replace(block, "dit", "double_block", index)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, wrapper.prepare)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     return patched
+
+
+def blocks_of(model: ModelPatcher) -> list:
+    """The transformer blocks that a subject can go into, or a sentence."""
+    dit = model.get_model_object("diffusion_model")
+    if not (hasattr(dit, "blocks") and hasattr(dit, "patch_embedding")):
+        raise ValueError(
+            "'model' is not a Wan-type video model, so no subject can be put into it: load "
+            "Turnaround-Tiny or a Wan 2.1 / 2.2 checkpoint with Load Diffusion Model."
+        )
+    return dit.blocks
