@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     animate,
     annotators,
+    apply_subject,
     background,
     body,
     cameras,
@@ -17,11 +18,13 @@ from . import (
     decoder_tuning,
     deflicker,
     depth,
+    depth_aware,
     embedded,
     flow,
     geometry,
     human,
     implicit,
+    latent_frames,
     pose,
     prompts,
     refine,
@@ -63,6 +66,9 @@ NODES: list[type[io.ComfyNode]] = [
     *implicit.NODES,
     *smooth_loop.NODES,
     *decoder_tuning.NODES,
+    *apply_subject.NODES,
+    *depth_aware.NODES,
+    *latent_frames.NODES,
 ]
 
 

@@ -161,7 +161,7 @@ def test_learning_lowers_the_loss_and_leaves_the_model_alone(wan, subject):
         told = [[noise(1, 4, TEXT), {"concat_latent_image": noise(R, 32, *LATENT[1:], seed=3)}]]
         guider.set_conds(told, [])
         guider.set_cfg(1.0)
-        guider.sample(torch.zeros_like(clean), clean, Learning(training, wrapper, lambda _: None),
+        guider.sample(torch.zeros_like(clean), clean, Learning(training, wrapper, lambda *_: None),
                       torch.tensor([1.0, 0.0]), seed=0, disable_pbar=True)  # fmt: skip
     assert sum(training.losses[-4:]) < 0.9 * sum(training.losses[:4])
     assert all(p.grad is not None for p in fresh.net.injections.parameters())
