@@ -7,6 +7,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.samplers
 import torch
+import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
@@ -253,10 +254,7 @@ def _looked(
 
 
 def at_size_of(rig: Rig, values: Tensor, mode: str) -> Tensor:  # [V, C, h, w] -> [V, C, H, W]
-    smooth = {"align_corners": False} if mode == "bilinear" else {}
-    return torch.nn.functional.interpolate(
-        values.float(), (rig.height, rig.width), mode=mode, **smooth
-    )
+    return F.interpolate(values.float(), (rig.height, rig.width), mode=mode)
 
 
 class RenderSubject(io.ComfyNode):

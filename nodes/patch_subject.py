@@ -93,13 +93,17 @@ def put_inside(previous, index: int, net: ModelPatcher | None, key: str) -> Repl
 
 def told_of_references(value, x: Tensor, references: Tensor):
     """What else the model is told, for references of which nothing else is known: pictures of the
-    views' size become empty ones of the references' size, the rest is the first view's."""
+    views, at the latent's size or at a multiple of it, become empty ones of the references; the rest
+    is the first view's."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x):
         return value
     first = value[:1].expand(len(references), *value.shape[1:])
-    if value.ndim < 5 or value.shape[-2:] != x.shape[-2:]:
+    finer = value.shape[-1] // x.shape[-1]
+    if value.ndim < 5 or list(value.shape[-2:]) != [finer * n for n in x.shape[-2:]]:
         return first
-    return first.new_zeros(*first.shape[:-3], *references.shape[-3:])
+    frames = max(1, value.shape[-3] * references.shape[2] // x.shape[2])
+    size = [finer * n for n in references.shape[-2:]]
+    return first.new_zeros(*first.shape[:-3], frames, *size)
 
 
 Render = Callable[[Features, tuple[int, int]], Renderings]

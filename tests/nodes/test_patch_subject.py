@@ -10,7 +10,7 @@ from torch import Tensor
 from turnaround.models.cameras import orbit_rig
 from turnaround.models.subject import Shape, Subject, SubjectNet, pictures_of
 from turnaround.models.subject_training import Settings, SubjectTraining
-from turnaround.nodes import patch
+from turnaround.nodes import patch, patch_subject
 from turnaround.nodes.patch_subject import Once, SubjectWrapper, with_subject
 from turnaround.nodes.subject_training import Learning
 
@@ -138,6 +138,17 @@ def test_beside_view_sync_and_a_reference(wan, subject, sync):
 def test_another_number_of_cameras_is_refused(wan, subject, rig, problem):
     with pytest.raises(ValueError, match=problem):
         sample(wrapped(wan, subject, ring(rig))[0])
+
+
+def test_references_are_told_nothing_of_the_views_pictures():
+    x, references = torch.ones(2, 16, 6, 4, 8), torch.ones(5, 16, 1, 2, 6)
+    told = patch_subject.told_of_references
+    assert told(torch.ones(2, 24, 6, 32, 64), x, references).shape == (5, 24, 1, 16, 48)
+    assert not told(torch.ones(2, 24, 6, 32, 64), x, references).any()
+    assert told(torch.ones(2, 3, 96, 6, 4, 8), x, references).shape == (5, 3, 96, 1, 2, 6)
+    text = torch.randn(2, 7, 32)
+    assert torch.equal(told(text, x, references), text[:1].expand(5, 7, 32))
+    assert told(None, x, references) is None
 
 
 def test_another_model_is_refused(wan, subject):
