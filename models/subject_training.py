@@ -137,7 +137,7 @@ class SubjectTraining:
     def state(self) -> dict[str, Tensor]:
         """What is needed to go on, beside the subject itself: Adam's moments."""
         moments = self.optimizer.state_dict()["state"]
-        return {f"{n}.{k}": v for n, state in moments.items() for k, v in state.items()}
+        return {f"{n}.{k}": v.cpu() for n, state in moments.items() for k, v in state.items()}
 
     def _go_on(self, state: Mapping[str, Tensor]) -> None:
         """From where `state` was taken."""

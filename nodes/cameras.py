@@ -24,9 +24,10 @@ from ..models.cameras import (
 from ..models.cameras_picture import rig_picture
 from ..models.points import OrientedPoints
 from ..models.rig_files import rig_from_text
-from ..models.views import snap_size
+from ..models.subject_pictures import turntable
+from ..models.views import Views, snap_size
 from . import run
-from .sockets import BODY, CLOUD, RIG
+from .sockets import BODY, CLOUD, RIG, VIEWS
 
 CATEGORY = "Turnaround/3 cameras"
 RIG_FILES = (".json", ".toml", ".txt", ".xml")
@@ -113,6 +114,53 @@ class OrbitRig(io.ComfyNode):
                     for extent in extents
                 )
         return io.NodeOutput(orbit_rig(azimuths, elevations, distance, fov, width, height))
+
+
+class TurntableRig(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundTurntableRig",
+            display_name="Turntable Rig",
+            category=CATEGORY,
+            description="Guesses the cameras of a clip in which a subject turns evenly on the spot, or "
+            "is walked round evenly: one camera a frame.",
+            inputs=[
+                io.Image.Input("images", optional=True, tooltip="The clip, one frame a camera."),
+                VIEWS.Input("views", optional=True, tooltip="Or the clip as VIEWS of one view."),
+                io.Float.Input("turns", default=1.0, min=-20.0, max=20.0, step=0.01,
+                               tooltip="Turns from the first to the last frame; 0.5 = half a turn. "
+                               "Positive: what faces the camera moves to the left. If what is learned "
+                               "is blurred from all sides, try the negative."),
+                io.Float.Input("elevation", default=0.0, min=-80.0, max=80.0, step=1.0,
+                               tooltip="Degrees of your camera above the subject's middle."),
+                io.Float.Input("fov", default=40.0, min=5.0, max=120.0, step=1.0,
+                               tooltip="Vertical field of view of your camera in degrees: 35 = "
+                               "ordinary lens, 60 = phone held upright."),
+            ],
+            outputs=[RIG.Output(display_name="rig", tooltip="One camera a frame.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, turns, elevation, fov, images: torch.Tensor | None = None, views: Views | None = None
+    ) -> io.NodeOutput:
+        if (images is None) == (views is None):
+            raise ValueError("Connect either 'images' or 'views': Turntable Rig counts its frames.")
+        if turns == 0:
+            raise ValueError("'turns' is 0, so nothing turns: 1 is one whole turn in the clip.")
+        if views is not None and len(views) > 1:
+            raise ValueError(
+                f"'views' has {len(views)} views, but a clip of a turning subject is one: connect a "
+                "clip, or use Orbit Rig for cameras that stand on a ring."
+            )
+        count, H, W = (
+            images.shape[:3]
+            if images is not None
+            else (views.frames.shape[1], *views.frames.shape[-2:])
+        )
+        radians = math.radians(elevation), math.radians(fov)
+        return io.NodeOutput(turntable(count, W, H, turns, *radians))
 
 
 class RigFromCameras(io.ComfyNode):
@@ -348,6 +396,7 @@ class PreviewRig(io.ComfyNode):
 
 NODES: list[type[io.ComfyNode]] = [
     OrbitRig,
+    TurntableRig,
     RigFromCameras,
     RigFromFile,
     RigToCameras,

@@ -5,6 +5,8 @@ from pathlib import Path
 import folder_paths
 
 TINY = Path(__file__).parent.parent / "models" / "tiny"
+SUBJECTS = "turnaround_subjects"
+"""Folder of learned subjects; those that were saved or stopped lie in output/subjects."""
 
 
 def register() -> None:
@@ -14,3 +16,6 @@ def register() -> None:
     own = Path(folder_paths.models_dir) / "turnaround_human"
     for folder in (own, TINY / "human"):
         folder_paths.add_model_folder_path("turnaround_human", str(folder))
+    saved = Path(folder_paths.get_output_directory()) / "subjects"
+    for folder in (Path(folder_paths.models_dir) / SUBJECTS, saved):
+        folder_paths.add_model_folder_path(SUBJECTS, str(folder))

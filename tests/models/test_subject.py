@@ -193,7 +193,7 @@ def test_going_on_from_a_file_ends_where_one_piece_ends(pictures, tmp_path, othe
     for a, b in zip(whole.net.parameters(), second.net.parameters(), strict=True):
         assert torch.equal(a, b)
     if again.net.lora is not None:
-        assert float(again.net.lora.up.abs().max()) > 0
+        assert bool(again.net.lora.up.any())
     # What it went on from is still there.
     assert all(torch.equal(again.training[k], v) for k, v in kept.items())
 

@@ -12,6 +12,7 @@ from turnaround.models.body import Body
 from turnaround.models.cameras import Rig, intrinsics, orbit_rig, project
 from turnaround.models.points import OrientedPoints
 from turnaround.models.rig_files import rig_to_transforms_json
+from turnaround.models.views import Views
 from turnaround.nodes import cameras as nodes
 
 ORBIT = dict(views=8, start_azimuth=0.0, span=360.0, elevation=0.0, layers=1, layer_step=20.0,
@@ -313,3 +314,28 @@ def test_every_node_has_a_valid_schema():
         schema = node.GET_SCHEMA()
         assert schema.node_id.startswith("Turnaround") and schema.description
         assert all(i.tooltip for i in schema.inputs)
+
+
+def test_turntable_has_a_camera_a_frame():
+    images = torch.zeros(12, 40, 30, 3)
+    widgets = dict(turns=1.0, elevation=20.0, fov=40.0)
+    rig = only(nodes.TurntableRig.execute(**widgets, images=images))
+    assert (len(rig), rig.width, rig.height) == (12, 30, 40)
+    assert torch.allclose(rig.elevations, torch.tensor(math.radians(20.0)), atol=1e-4)
+    clip = Views(images.movedim(-1, 1)[None])
+    same = only(nodes.TurntableRig.execute(**widgets, views=clip))
+    assert torch.equal(same.T_camera_world, rig.T_camera_world)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, "Connect either 'images' or 'views'"),
+        ({"images": torch.zeros(3, 8, 8, 3), "turns": 0.0}, "'turns' is 0, so nothing turns"),
+        ({"images": torch.zeros(1, 8, 8, 3)}, "'images' has 1 picture"),
+        ({"views": Views(torch.zeros(2, 3, 3, 8, 8))}, "'views' has 2 views, but a clip"),
+    ],
+)
+def test_what_is_no_turntable_clip_is_one_sentence(changes, problem):
+    with pytest.raises(ValueError, match=problem):
+        nodes.TurntableRig.execute(**{"turns": 1.0, "elevation": 0.0, "fov": 40.0, **changes})
