@@ -27,7 +27,7 @@ from .views import frames_to_image
 KEY = "turnaround_depth_aware"
 TOKEN_CELLS = 2
 """Latent cells along a token of a Wan model."""
-CARRY = {"both": (True, True), "subject": (True, False), "picture": (False, True)}
+CARRY = {"picture": (False, True), "subject": (True, False), "both": (True, True)}
 """Of the node's choices: whether features of the subject and predicted clean latents are carried."""
 
 
@@ -189,9 +189,9 @@ class DepthAwareRendering(io.ComfyNode):
                 io.Int.Input("anchor", default=-1, min=-1, max=MAX_VIEWS - 1,
                              tooltip="The view that is shown in the others, from 0; -1 = the middle "
                              "one."),
-                io.Combo.Input("carry", options=list(CARRY), default="both",
-                               tooltip="What is shown in the other views: what the subject's fields "
-                               "see (needs Apply Subject), the picture that is being made, or both."),
+                io.Combo.Input("carry", options=list(CARRY), default="picture",
+                               tooltip="What is shown in the other views: the picture that is being "
+                               "made, what the subject's fields see (needs Apply Subject), or both."),
                 io.Float.Input("share", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Of the steps, from the first, in which it is shown. 0.7 is "
                                "published; 0 = off."),
