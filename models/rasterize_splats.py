@@ -102,6 +102,14 @@ class Frame(NamedTuple):
     height: int
 
 
+class Lens(NamedTuple):
+    """A camera's picture, pixels, along x and y."""
+
+    focal: tuple[float, float]
+    middle: tuple[float, float]
+    size: tuple[int, int]
+
+
 def render(
     splats: Splats,
     K: Tensor,  # [3, 3] pixels
@@ -113,16 +121,17 @@ def render(
     way: str | None = None,  # one of WAYS; None = the quickest
 ) -> SplatPicture:
     """Draw Gaussians. Differentiable once, in the Gaussians and in the background."""
-    K, T = (matrix.to(splats.means) for matrix in (K, T_camera_world))
-    if K[0, 1] != 0 or K[1, 0] != 0:
+    (fx, skew, cx), (_, fy, cy), _ = K.tolist()
+    if skew != 0:
         raise ValueError("Gaussians are drawn for cameras without skew: K[0, 1] has to be 0.")
-    drawn = _drawable(splats, K, T)
+    lens, T = Lens((fx, fy), (cx, cy), (width, height)), T_camera_world.to(splats.means)
+    drawn = _drawable(splats, lens, T)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in splats.tensors())
     shifts = splats.means.new_zeros(len(splats), 2).requires_grad_(wanted)
     some, moved = splats, shifts
     if not drawn.all():
         some, moved = splats.select(drawn), shifts[drawn]
-    placed, frame = _place(some, K, T, width, height, geometry)
+    placed, frame = _place(some, lens, T, geometry)
     placed = placed._replace(centers=placed.centers + moved)
     way = way or fastest_way(splats.means.device, splats.means.dtype, len(some))
     sums, left = WAYS[way](placed, frame)
@@ -146,30 +155,28 @@ def _shaped(background: Tensor, sums: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _drawable(splats: Splats, K: Tensor, T: Tensor) -> Tensor:  # [N] bool
+def _drawable(splats: Splats, lens: Lens, T: Tensor) -> Tensor:  # [N] bool
     """Which Gaussians have a place on the picture at all. The others must not come near autograd:
     what is infinite or no number would make gradients so."""
     z = splats.means @ T[2, :3] + T[2, 3]
-    widest = splats.log_scales.amax(1).exp() * K.diagonal()[:2].amax()
+    widest = splats.log_scales.amax(1).exp() * max(lens.focal)
     finite = sum(t.flatten(1).sum(1) if t.ndim > 1 else t for t in splats.tensors()).isfinite()
     return (z > NEAR) & (widest < WIDEST * z) & finite
 
 
-def _place(
-    splats: Splats, K: Tensor, T: Tensor, width: int, height: int, geometry: bool
-) -> tuple[Placed, Frame]:
+def _place(splats: Splats, lens: Lens, T: Tensor, geometry: bool) -> tuple[Placed, Frame]:
     """Project Gaussians. Features are colours and, with geometry, depths and normals."""
     R, t = T[:3, :3], T[:3, 3]
     x, y, z = torch.addmm(t[:, None], R, splats.means.T)
-    turned = torch.einsum("ij,njk->ikn", R, rotation_matrices(splats.rotations))
-    axes = turned * splats.log_scales.T.exp()
+    turned = rotation_matrices(splats.rotations).permute(1, 2, 0)
+    turned = (R @ turned.flatten(1)).view_as(turned)
+    axes = turned * splats.log_scales.T.contiguous().exp()
     inverse = 1 / z
     tangents = x * inverse, y * inverse
-    focal, middle = (K[0, 0], K[1, 1]), (K[0, 2], K[1, 2])
     # Rows of J R S: a Gaussian's covariance on the picture is their product with themselves.
     across, down = (
         (f * inverse) * (axes[i] - _held(tangents[i], f, c, size) * axes[2])
-        for i, (f, c, size) in enumerate(zip(focal, middle, (width, height), strict=True))
+        for i, (f, c, size) in enumerate(zip(*lens, strict=True))
     )
     xx, xy, yy = (across * across).sum(0), (across * down).sum(0), (down * down).sum(0)
     # Lagrange's identity: xx yy - xy xy without the difference of large numbers.
@@ -181,19 +188,21 @@ def _place(
     if geometry:
         normals = _normals(splats, turned, torch.stack([x, y, z]))
         features = torch.cat([features, z[:, None], normals.T], 1)
-    centers = torch.stack([f * t + c for f, t, c in zip(focal, tangents, middle, strict=True)], 1)
+    centers = torch.stack(
+        [f * t + c for t, f, c in zip(tangents, lens.focal, lens.middle, strict=True)], 1
+    )
     conics = torch.stack([yy, -xy, xx], 1) / determinant[:, None]
     with torch.no_grad():
         spread = 2 * (opacities / LEAST_ALPHA).log().clamp(min=0)
         reach = (spread * torch.stack([xx, yy])).sqrt().T
         # From the first pixel's centre to the last one's.
-        last = torch.tensor([width, height], device=z.device) - 0.5
+        last = torch.tensor(lens.size, device=z.device) - 0.5
         seen = ((centers + reach >= 0.5) & (centers - reach <= last)).all(1, keepdim=True)
-    frame = Frame(z.detach(), reach * seen, width, height)
+    frame = Frame(z.detach(), reach * seen, *lens.size)
     return Placed(centers, conics, opacities, features), frame
 
 
-def _held(tangents: Tensor, focal: Tensor, middle: Tensor, size: int) -> Tensor:
+def _held(tangents: Tensor, focal: float, middle: float, size: int) -> Tensor:
     """The directions at which J is taken: not far beside the picture, where it is no longer near."""
     beside = BESIDE * size / 2
     return tangents.clamp((-middle - beside) / focal, (size - middle + beside) / focal)

@@ -1,12 +1,12 @@
 """Compositing of projected Gaussians, for CPUs where numba is installed.
 
 The same definition as `rasterize_splats_torch.py`, which is the reference. What makes it fast is that a
-tile's pixels stay in the innermost cache, that of every row of pixels only the few that a Gaussian
-reaches are touched, LANES at a time without branches, and that exp is a polynomial, so that the
-compiler can work on all of them at once. A thread has tiles of its own; what a Gaussian gets from its
-tiles is summed afterwards in their order, so gradients do not depend on threads. It is compiled anew
-in every process: numba's files of compiled code are pickles, and name the folder that they were made
-in.
+tile's pixels stay in the innermost cache, and that the lines of a tile that a Gaussian reaches are
+one stretch of memory: as nothing branches on data and exp is a polynomial, the compiler works on 8 or
+16 pixels at once, and sums over pixels are taken once for all lines. A thread has tiles of its own;
+what a Gaussian gets from its tiles is summed afterwards in their order, so gradients do not depend on
+threads. It is compiled anew in every process: numba's files of compiled code are pickles, and name
+the folder that they were made in.
 """
 
 from __future__ import annotations
@@ -23,13 +23,9 @@ from torch import Tensor
 
 from .rasterize_splats import LEAST_ALPHA, LEAST_LEFT, MOST_ALPHA, Frame, Placed
 
-TILE = 32
-"""Pixels along a tile's sides."""
-LANES = 16
-"""Pixels of a row that are worked on together."""
-ROW = TILE + LANES
-"""Pixels of a row in memory: the last may begin anywhere in it."""
-PLANE = TILE * ROW
+WIDE, TALL = 16, 32
+"""Pixels across and down a tile."""
+PLANE = WIDE * TALL
 LOOK = 32
 """Gaussians between two looks at whether a tile is finished."""
 SHAPE = 6
@@ -140,7 +136,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _lists(order, centers, reach, width, height):
     """boxes, slots, starts and ranks of Lists."""
     M = len(order)
-    columns, rows = -(-width // TILE), -(-height // TILE)
+    columns, rows = -(-width // WIDE), -(-height // TALL)
     boxes, slots = np.zeros((M, 4), np.int32), np.zeros(M + 1, np.int64)
     starts = np.zeros(columns * rows + 1, np.int64)
     for rank in range(M):
@@ -158,9 +154,9 @@ def _lists(order, centers, reach, width, height):
             x1 = np.int64(np.floor(min(x + rx + SLACK, f32(width - 1))))
             y1 = np.int64(np.floor(min(y + ry + SLACK, f32(height - 1))))
             if x0 <= x1 and y0 <= y1:
-                c, r = x0 // TILE, y0 // TILE
+                c, r = x0 // WIDE, y0 // TALL
                 boxes[rank, 0], boxes[rank, 1] = c, r
-                boxes[rank, 2], boxes[rank, 3] = x1 // TILE - c + 1, y1 // TILE - r + 1
+                boxes[rank, 2], boxes[rank, 3] = x1 // WIDE - c + 1, y1 // TALL - r + 1
         slots[rank + 1] = slots[rank] + boxes[rank, 2] * boxes[rank, 3]
         for r in range(boxes[rank, 1], boxes[rank, 1] + boxes[rank, 3]):
             for c in range(boxes[rank, 0], boxes[rank, 0] + boxes[rank, 2]):
@@ -224,22 +220,24 @@ def _finished(state):
 
 
 @njit(nogil=True, error_model="numpy")
-def _lines(y, reach, first, below):
-    """The first and the last line of pixels, from `first` to before `below`, that are reached."""
-    top, end = y - HALF - reach - SLACK, y - HALF + reach + SLACK
-    return np.int64(np.ceil(max(top, f32(first)))), np.int64(np.floor(min(end, f32(below - 1))))
+def _lines(y, reach):
+    """Of a tile's lines the first that is reached and how many are; y from the tile's top."""
+    top = max(np.int64(np.ceil(max(y - HALF - reach - SLACK, ZERO))), 0)
+    end = np.int64(np.floor(min(y - HALF + reach + SLACK, f32(TALL - 1))))
+    return np.uint64(top * WIDE), np.uint64(max(end + 1 - top, 0) * WIDE)
 
 
 @njit(nogil=True, error_model="numpy")
-def _span(g, cut, dy, left, right):
-    """The first and the last pixel of a row, from `left` to `right`, where sigma is at most `cut`."""
-    a, b = g[2], g[3] * dy
-    root = np.sqrt(max(b * b - f32(4) * a * (g[4] * dy * dy - cut), ZERO))
-    middle, half = g[0] - HALF - b / (a + a), root / (a + a) + SLACK
-    return (
-        np.int64(np.ceil(max(middle - half, left))),
-        np.int64(np.floor(min(middle + half, right))),
-    )
+def _lay_out(state, x0, y0, width, height):
+    """Begin a tile: transmittance 1 inside the picture; pixels outside are finished. The last two
+    planes are the pixels' centres."""
+    state[:] = ZERO
+    across, down = state[-2 * PLANE : -PLANE], state[-PLANE:]
+    for line in range(TALL):
+        for column in range(WIDE):
+            at = line * WIDE + column
+            state[at] = ONE if x0 + column < width and y0 + line < height else -ONE
+            across[at], down[at] = f32(column) + HALF, f32(line) + HALF
 
 
 class Kernels(NamedTuple):
@@ -251,10 +249,9 @@ VECTORS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"
 
 
 @njit(inline="always", **VECTORS)
-def _weighed(T, x, a, along, rest, opacity, cut):
+def _weighed(T, sigma, opacity, cut):
     """Of a Gaussian at a pixel: opacity exp(-sigma), alpha, weight, and the transmittance that is
     left; of a finished pixel that is kept below zero, and nothing is added to it."""
-    sigma = (a * x + along) * x + rest
     r = sigma * SHRINK
     e = E0 + r * (E1 + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
     e *= e
@@ -273,104 +270,98 @@ def _weighed(T, x, a, along, rest, opacity, cut):
 def kernels(C: int) -> Kernels:
     """For 3 or 7 features; compiled at their first call. Features are written out one by one, as the
     compiler does not work on many pixels at once where it has to look them up."""
-    p1, p2, p3, p4, p5, p6, p7, p8 = (np.uint64(k * PLANE) for k in range(1, 9))
+    p1, p2, p3, p4, p5, p6, p7, p8, p9, p10 = (np.uint64(k * PLANE) for k in range(1, 11))
     more = C == 7
 
     @njit(**VECTORS)
-    def composite_row(state, p, groups, dx, along, rest, a, opacity, cut, g):
-        """A Gaussian's share of the pixels from p on. state: transmittance and C sums, a plane each."""
+    def composite_lines(state, first, count, mx, my, g, cut):
+        """A Gaussian's share of `count` pixels. state: transmittance, C sums and the centres, a plane
+        each."""
+        a, b, c, opacity = g[2], g[3], g[4], g[5]
         f0, f1, f2 = g[SHAPE], g[SHAPE + 1], g[SHAPE + 2]
+        px, py = (p8, p9) if more else (p4, p5)
         if more:
             f3, f4, f5, f6 = g[SHAPE + 3], g[SHAPE + 4], g[SHAPE + 5], g[SHAPE + 6]
-        for _ in range(groups):
-            for lane in range(LANES):
-                at = p + np.uint64(lane)
-                x = dx + f32(lane)
-                _, _, weight, after = _weighed(state[at], x, a, along, rest, opacity, cut)
-                state[at] = after
-                state[at + p1] += weight * f0
-                state[at + p2] += weight * f1
-                state[at + p3] += weight * f2
-                if more:
-                    state[at + p4] += weight * f3
-                    state[at + p5] += weight * f4
-                    state[at + p6] += weight * f5
-                    state[at + p7] += weight * f6
-            dx += f32(LANES)
-            p += np.uint64(LANES)
+        for i in range(count):
+            at = first + i
+            x, y = state[at + px] - mx, state[at + py] - my
+            sigma = (a * x + b * y) * x + c * (y * y)
+            _, _, weight, after = _weighed(state[at], sigma, opacity, cut)
+            state[at] = after
+            state[at + p1] += weight * f0
+            state[at + p2] += weight * f1
+            state[at + p3] += weight * f2
+            if more:
+                state[at + p4] += weight * f3
+                state[at + p5] += weight * f4
+                state[at + p6] += weight * f5
+                state[at + p7] += weight * f6
 
     @njit(**VECTORS)
-    def slopes_row(state, p, groups, dx, along, rest, a, opacity, cut, g, moments):
-        """What the pixels from p on do to a Gaussian, into moments: of x (0, 1, 2) and C features.
-        state: transmittance, what lies behind and C gradients, a plane each."""
+    def slopes_lines(state, first, count, mx, my, g, cut, pair):
+        """What `count` pixels do to a Gaussian: moments of their pulls and C features. state:
+        transmittance, what lies behind, C gradients and the centres, a plane each."""
+        a, b, c, opacity = g[2], g[3], g[4], g[5]
         f0, f1, f2 = g[SHAPE], g[SHAPE + 1], g[SHAPE + 2]
-        m0, m1, m2, c0, c1, c2 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+        px, py = (p9, p10) if more else (p5, p6)
+        total, sx, sy, sxx, sxy, syy = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+        c0, c1, c2 = ZERO, ZERO, ZERO
         if more:
             f3, f4, f5, f6 = g[SHAPE + 3], g[SHAPE + 4], g[SHAPE + 5], g[SHAPE + 6]
             c3, c4, c5, c6 = ZERO, ZERO, ZERO, ZERO
-        for _ in range(groups):
-            for lane in range(LANES):
-                at = p + np.uint64(lane)
-                x = dx + f32(lane)
-                T = state[at]
-                e, alpha, weight, after = _weighed(T, x, a, along, rest, opacity, cut)
-                state[at] = after
-                g0, g1, g2 = state[at + p2], state[at + p3], state[at + p4]
-                color = f0 * g0 + f1 * g1 + f2 * g2
-                c0 += weight * g0
-                c1 += weight * g1
-                c2 += weight * g2
-                if more:
-                    g3, g4, g5, g6 = state[at + p5], state[at + p6], state[at + p7], state[at + p8]
-                    color += f3 * g3 + f4 * g4 + f5 * g5 + f6 * g6
-                    c3 += weight * g3
-                    c4 += weight * g4
-                    c5 += weight * g5
-                    c6 += weight * g6
-                behind = state[at + p1] - weight * color
-                state[at + p1] = behind
-                pull = (T * color - behind / (ONE - alpha)) * alpha
-                pull = pull if (weight > ZERO) & (e < MOST) else ZERO
-                m0 += pull
-                m1 += pull * x
-                m2 += pull * x * x
-            dx += f32(LANES)
-            p += np.uint64(LANES)
-        moments[0], moments[1], moments[2] = m0, m1, m2
-        moments[3], moments[4], moments[5] = c0, c1, c2
+        for i in range(count):
+            at = first + i
+            x, y = state[at + px] - mx, state[at + py] - my
+            sigma = (a * x + b * y) * x + c * (y * y)
+            T = state[at]
+            e, alpha, weight, after = _weighed(T, sigma, opacity, cut)
+            state[at] = after
+            g0, g1, g2 = state[at + p2], state[at + p3], state[at + p4]
+            color = f0 * g0 + f1 * g1 + f2 * g2
+            c0 += weight * g0
+            c1 += weight * g1
+            c2 += weight * g2
+            if more:
+                g3, g4, g5, g6 = state[at + p5], state[at + p6], state[at + p7], state[at + p8]
+                color += f3 * g3 + f4 * g4 + f5 * g5 + f6 * g6
+                c3 += weight * g3
+                c4 += weight * g4
+                c5 += weight * g5
+                c6 += weight * g6
+            behind = state[at + p1] - weight * color
+            state[at + p1] = behind
+            pull = (T * color - behind / (ONE - alpha)) * alpha
+            pull = pull if (weight > ZERO) & (e < MOST) else ZERO
+            total += pull
+            pull_x, pull_y = pull * x, pull * y
+            sx += pull_x
+            sy += pull_y
+            sxx += pull_x * x
+            sxy += pull_x * y
+            syy += pull_y * y
+        pair[0], pair[1], pair[2], pair[3], pair[4], pair[5] = total, sx, sy, sxx, sxy, syy
+        pair[6], pair[7], pair[8] = c0, c1, c2
         if more:
-            moments[6], moments[7], moments[8], moments[9] = c3, c4, c5, c6
+            pair[9], pair[10], pair[11], pair[12] = c3, c4, c5, c6
 
     @njit(nogil=True, error_model="numpy")
     def composite(first, last, starts, ranks, gaussians, reach, sums, left):
         _, height, width = sums.shape
-        columns = -(-width // TILE)
-        state = np.empty((1 + C) * PLANE, np.float32)
+        columns = -(-width // WIDE)
+        state = np.empty((3 + C) * PLANE, np.float32)
         for tile in range(first, last):
-            x0, y0 = tile % columns * TILE, tile // columns * TILE
-            right, below = min(x0 + TILE, width), min(y0 + TILE, height)
-            state[:] = ZERO
-            state[:PLANE] = -ONE
-            for row in range(below - y0):
-                state[row * ROW : row * ROW + right - x0] = ONE
+            x0, y0 = tile % columns * WIDE, tile // columns * TALL
+            _lay_out(state, x0, y0, width, height)
             for turn in range(starts[tile], starts[tile + 1]):
                 if (turn - starts[tile]) % LOOK == LOOK - 1 and _finished(state):
                     break
                 g = gaussians[ranks[turn]]
-                cut = np.log(g[5] / FLOOR)
-                top, end = _lines(g[1], reach[ranks[turn]], y0, below)
-                for line in range(top, end + 1):
-                    dy = f32(line) + HALF - g[1]
-                    start, stop = _span(g, cut, dy, f32(x0), f32(right - 1))
-                    if start <= stop:
-                        composite_row(
-                            state, np.uint64((line - y0) * ROW + start - x0),
-                            (stop - start) // LANES + 1, f32(start) + HALF - g[0], g[3] * dy,
-                            g[4] * dy * dy, g[2], g[5], cut, g,
-                        )  # fmt: skip
-            for line in range(y0, below):
-                for column in range(x0, right):
-                    at = (line - y0) * ROW + column - x0
+                mx, my = g[0] - f32(x0), g[1] - f32(y0)
+                start, count = _lines(my, reach[ranks[turn]])
+                composite_lines(state, start, count, mx, my, g, np.log(g[5] / FLOOR))
+            for line in range(y0, min(y0 + TALL, height)):
+                for column in range(x0, min(x0 + WIDE, width)):
+                    at = (line - y0) * WIDE + column - x0
                     left[line, column] = abs(state[at])
                     for k in range(C):
                         sums[k, line, column] = state[(k + 1) * PLANE + at]
@@ -378,18 +369,15 @@ def kernels(C: int) -> Kernels:
     @njit(nogil=True, error_model="numpy")
     def slopes(first, last, starts, ranks, boxes, slots, gaussians, reach, pulls, behinds, pairs):
         _, height, width = pulls.shape
-        columns = -(-width // TILE)
-        state = np.empty((2 + C) * PLANE, np.float32)
-        moments = np.empty(3 + C, np.float32)
+        columns = -(-width // WIDE)
+        state = np.empty((4 + C) * PLANE, np.float32)
         for tile in range(first, last):
-            x0, y0 = tile % columns * TILE, tile // columns * TILE
-            right, below = min(x0 + TILE, width), min(y0 + TILE, height)
-            state[:] = ZERO
-            state[:PLANE] = -ONE
-            for line in range(y0, below):
-                for column in range(x0, right):
-                    at = (line - y0) * ROW + column - x0
-                    state[at], state[at + PLANE] = ONE, behinds[line, column]
+            x0, y0 = tile % columns * WIDE, tile // columns * TALL
+            _lay_out(state, x0, y0, width, height)
+            for line in range(y0, min(y0 + TALL, height)):
+                for column in range(x0, min(x0 + WIDE, width)):
+                    at = (line - y0) * WIDE + column - x0
+                    state[at + PLANE] = behinds[line, column]
                     for k in range(C):
                         state[at + (k + 2) * PLANE] = pulls[k, line, column]
             for turn in range(starts[tile], starts[tile + 1]):
@@ -399,24 +387,8 @@ def kernels(C: int) -> Kernels:
                 g, box = gaussians[rank], boxes[rank]
                 down, across = tile // columns - box[1], tile % columns - box[0]
                 pair = pairs[slots[rank] + down * box[2] + across]
-                cut = np.log(g[5] / FLOOR)
-                top, end = _lines(g[1], reach[rank], y0, below)
-                for line in range(top, end + 1):
-                    dy = f32(line) + HALF - g[1]
-                    start, stop = _span(g, cut, dy, f32(x0), f32(right - 1))
-                    if start <= stop:
-                        slopes_row(
-                            state, np.uint64((line - y0) * ROW + start - x0),
-                            (stop - start) // LANES + 1, f32(start) + HALF - g[0], g[3] * dy,
-                            g[4] * dy * dy, g[2], g[5], cut, g, moments,
-                        )  # fmt: skip
-                        pair[0] += moments[0]
-                        pair[1] += moments[1]
-                        pair[2] += moments[0] * dy
-                        pair[3] += moments[2]
-                        pair[4] += moments[1] * dy
-                        pair[5] += moments[0] * dy * dy
-                        for k in range(C):
-                            pair[SHAPE + k] += moments[3 + k]
+                mx, my = g[0] - f32(x0), g[1] - f32(y0)
+                start, count = _lines(my, reach[rank])
+                slopes_lines(state, start, count, mx, my, g, np.log(g[5] / FLOOR), pair)
 
     return Kernels(composite, slopes)

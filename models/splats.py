@@ -89,7 +89,7 @@ class Splats:
         else:
             basis = sh_basis(F.normalize(self.means - eye, dim=1), self.degree)
             seen = (basis[..., None] * self.sh).sum(1)
-        return (seen + 0.5).clamp(min=0)
+        return (seen + 0.5).relu()
 
 
 def cat_splats(parts: list[Splats]) -> Splats:
@@ -104,14 +104,24 @@ def cat_splats(parts: list[Splats]) -> Splats:
 
 def rotation_matrices(
     quats: Tensor,  # [N, 4] w, x, y, z; any length
-) -> Tensor:  # [N, 3, 3]
-    w, x, y, z = F.normalize(quats, dim=1).unbind(1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+) -> Tensor:  # [N, 3, 3], in memory [3, 3, N]: torch is slow where the innermost axis is short
+    w, x, y, z = quats.T.contiguous()
+    n = 2 / (w * w + x * x + y * y + z * z).clamp(min=1e-30)
+    nx, ny, nz = n * x, n * y, n * z
+    xx, yy, zz = nx * x, ny * y, nz * z
+    xy, xz, yz, wx, wy, wz = nx * y, nx * z, ny * z, nx * w, ny * w, nz * w
+    entries = [
+        1 - yy - zz,
+        xy - wz,
+        xz + wy,
+        xy + wz,
+        1 - xx - zz,
+        yz - wx,
+        xz - wy,
+        yz + wx,
+        1 - xx - yy,
     ]
-    return torch.stack([torch.stack(row, 1) for row in rows], 1)
+    return torch.stack(entries).view(3, 3, -1).permute(2, 0, 1)
 
 
 def sh_basis(

@@ -19,7 +19,7 @@ from turnaround.models.rasterize_splats import (
 from turnaround.models.splats import C0, Splats, cat_splats
 
 WIDTH, HEIGHT = 45, 37
-PARTS = ("means", "rotations", "log_scales", "opacities", "sh")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["torch", "numba"])
@@ -447,10 +447,11 @@ def test_cameras_with_skew_are_refused():
 def test_projection_is_that_of_gsplat():
     """Its reference functions run without a graphics card."""
     reference = pytest.importorskip("gsplat.cuda._torch_impl")
-    from turnaround.models.rasterize_splats import _place
+    from turnaround.models.rasterize_splats import Lens, _place
 
     splats, (K, T) = crowd(200, seed=12, spread=0.7), camera()
-    placed, frame = _place(splats, K, T, WIDTH, HEIGHT, True)
+    lens = Lens((K[0, 0], K[1, 1]), (K[0, 2], K[1, 2]), (WIDTH, HEIGHT))
+    placed, frame = _place(splats, lens, T, True)
     radii, centers, depths, conics, _ = reference._fully_fused_projection(
         splats.means, splats.covariances(), T[None], K[None], WIDTH, HEIGHT
     )
