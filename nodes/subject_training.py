@@ -90,11 +90,24 @@ def of_items(
     ]
 
 
-class RecomputedBlock(ReplacedBlock):
-    """Whatever was there; what it keeps for its gradient, most of a step's memory, is computed anew on
-    the way back."""
+class LearningBlock(ReplacedBlock):
+    """Whatever was there, and a look at the cancel button on the way there and back."""
 
     def __call__(self, args: dict, extra: dict) -> dict:
+        mm.throw_exception_if_processing_interrupted()
+        out = self._kept(args, extra)
+        if out["img"].requires_grad:
+            out["img"].register_hook(lambda _: mm.throw_exception_if_processing_interrupted())
+        return out
+
+    def _kept(self, args: dict, extra: dict) -> dict:
+        return self._inner(args, extra)
+
+
+class RecomputedBlock(LearningBlock):
+    """What it keeps for its gradient, most of a step's memory, is computed anew on the way back."""
+
+    def _kept(self, args: dict, extra: dict) -> dict:
         if not torch.is_grad_enabled():
             return self._inner(args, extra)
 
@@ -210,7 +223,8 @@ class Learning(comfy.samplers.Sampler):
             self._of(self.wrapper.features, chosen),
             self._cameras(pictures.rig.select(chosen)),
         )
-        rgb, alpha, _ = look(net, features, known, (K, T), size)
+        stop = mm.throw_exception_if_processing_interrupted
+        rgb, alpha, _ = look(net, features, known, (K, T), size, lambda _: stop())
         return rgb + GREY * (1 - alpha[:, None])
 
     @torch.no_grad()

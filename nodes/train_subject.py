@@ -1,6 +1,7 @@
 """Train Subject: fields, words and a LoRA learned from pictures of a subject."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import comfy.samplers
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
@@ -18,17 +20,18 @@ from torch import Tensor
 from ..models.cameras import Rig
 from ..models.feature_rays import subject_space, visible_reach
 from ..models.subject import TOKENS, Pictures, Shape, Subject, SubjectNet, save_subject
+from ..models.subject_memory import Backbone, step_bytes
 from ..models.subject_pictures import between
 from ..models.subject_training import Settings, SubjectTraining
 from ..models.views import Views, label_pictures, resize_frames
 from . import run
-from .patch import dit_blocks
+from .patch import dit_blocks, replace_blocks
 from .patch_subject import KEY, SubjectWrapper, with_subject
 from .refine_latents import LOSS
 from .sampler import latent_previewer, preview_tile
 from .sockets import RIG, SUBJECT, VIEWS
 from .subject_inputs import check_same_pictures, encoded, given_pictures, ready_pictures, told
-from .subject_training import Learning, Unseen
+from .subject_training import Learning, LearningBlock, RecomputedBlock, Unseen
 from .views import check_prefix, decode_views, frames_to_image
 
 CATEGORY = "Turnaround/7 subject"
@@ -44,6 +47,10 @@ DETAIL, DETAIL_AT_END = 2, 4
 """Rays along a token in what is shown of the fields."""
 SHARE = 0.1
 """Of the time that looking, sampling and saving may each take."""
+PLENTY = 0.6
+"""Of the memory: a step that needs more computes its blocks anew on the way back."""
+LESS = "lower 'targets' or 'resolution', or let the subject into fewer 'blocks'"
+"""What a creator can do about it."""
 KEEP_AFTER = 60.0
 """Seconds of learning that are worth a file on the way."""
 
@@ -339,7 +346,7 @@ def learn(
         clean = begun.pictures.latents
         references = model.model.process_latent_in(clean)
         wrapper = SubjectWrapper(KEY, training.net, references, None)
-        patched = with_subject(model, wrapper, None)
+        patched = with_room(with_subject(model, wrapper, None), begun, settings)
         learning = Watched(training, wrapper, as_frames, pictures, file)
         guider = comfy.samplers.CFGGuider(patched)
         guider.set_conds(conditions, [])
@@ -349,13 +356,60 @@ def learn(
                 torch.zeros_like(clean), clean, learning, torch.tensor([1.0, 0.0]), seed=0,
                 disable_pbar=True,
             )  # fmt: skip
-        except BaseException:
+        except BaseException as error:
             learning.keep()
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise ValueError(f"Learning ran out of memory: {LESS}.") from error
             raise
         finally:
             training.net.to("cpu").requires_grad_(False)
     file.unlink(missing_ok=True)
     return learning
+
+
+class Room:
+    """Has ComfyUI load the model so that a step has room beside it; one sentence when there is none."""
+
+    def __init__(self, need: int) -> None:
+        self.need = need
+
+    def __call__(self, executor, model: ModelPatcher, noise_shape, *args, **kwargs):
+        one = model.model.memory_required([1, *noise_shape[1:]])
+        items = max(1, math.ceil(self.need / one))
+        found = executor(model, [items, *noise_shape[1:]], *args, **kwargs)
+        free = mm.get_free_memory(model.load_device)
+        if self.need > free:
+            raise ValueError(
+                f"A step of learning needs about {self.need / 1e9:.1f} GB beside the model, but "
+                f"{free / 1e9:.1f} GB are free: {LESS}."
+            )
+        return found
+
+
+def with_room(model: ModelPatcher, begun: Subject, settings: Settings) -> ModelPatcher:
+    """A clone whose blocks can be stopped, and computed anew where memory is short."""
+    device, plain, anew = model.load_device, *(needed(model, begun, settings, a) for a in (0, 1))
+    # All of it, used or not: what is chosen must not change from one run to the next.
+    room = mm.get_total_memory(device) - model.model_size()
+    short = plain > PLENTY * room
+    patched, depth = model.clone(), len(dit_blocks(model))
+    block = RecomputedBlock if short else LearningBlock
+    replace_blocks(patched, block, range(depth), None, KEY)
+    room_for = Room(anew if short else plain)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, f"{KEY}_room", room_for)
+    return patched
+
+
+def needed(model: ModelPatcher, begun: Subject, settings: Settings, anew: bool) -> int:
+    """Bytes of a step, beside the model."""
+    dit, count = model.get_model_object("diffusion_model"), len(begun.pictures)
+    item = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
+    h, w = begun.pictures.size
+    learned = sum(p.numel() for p in begun.net.parameters())
+    backbone = Backbone(dit.dim, dit.ffn_dim, len(dit_blocks(model)), item)
+    references = min(settings.references, count)
+    targets = min(settings.targets, max(1, count - 1))
+    return step_bytes(backbone, begun.net.shape, learned, count, targets, references, h * w, anew)
 
 
 def _on(subject: Subject, device: torch.device) -> Subject:

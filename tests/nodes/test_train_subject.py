@@ -22,7 +22,7 @@ from turnaround.nodes import run as run_module
 from turnaround.nodes.subject_files import LoadSubject, SaveSubject
 from turnaround.nodes.subject_inputs import told
 from turnaround.nodes.subject_lora import with_lora
-from turnaround.nodes.subject_training import RecomputedBlock, of_items
+from turnaround.nodes.subject_training import LearningBlock, RecomputedBlock, of_items
 from turnaround.nodes.train_subject import TrainSubject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -287,6 +287,36 @@ def test_blocks_computed_anew_give_the_same_gradient(wan):
             found.append((out["img"].detach(), weight.grad.clone()))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+def test_where_memory_is_short_blocks_are_computed_anew_to_the_same_losses(wan, vae, monkeypatch):
+    plain, *_ = train(wan, vae)
+    monkeypatch.setattr(train_subject, "PLENTY", 0.0)
+    used = []
+    monkeypatch.setattr(
+        RecomputedBlock, "_kept",
+        lambda self, *a, kept=RecomputedBlock._kept: used.append(1) or kept(self, *a),
+    )  # fmt: skip
+    anew, *_ = train(wan, vae)
+    assert used and anew.losses == pytest.approx(plain.losses, rel=1e-4)
+
+
+def test_a_step_that_does_not_fit_is_one_sentence_before_it_begins(wan, vae, output, monkeypatch):
+    monkeypatch.setattr(mm, "get_free_memory", lambda *_: 1000)
+    with pytest.raises(ValueError, match="learning needs about .* GB beside the model, but 0.0 GB"):
+        train(wan, vae)
+    assert not list(output.glob("*"))
+
+
+def test_the_cancel_button_is_heard_on_the_way_back(wan):
+    """Of a step, half the time and more."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = noise(2, 3, 8).requires_grad_()
+        block = LearningBlock(0, None, None, "key")
+        out = block({"img": x}, {"original_block": lambda args: {"img": args["img"] * 2}})
+        mm.interrupt_current_processing()
+        with pytest.raises(mm.InterruptProcessingException):
+            out["img"].sum().backward()
 
 
 # --- what is connected ----------------------------------------------------------------------------
