@@ -30,8 +30,8 @@ from .patch_subject import (
 )
 from .sockets import RIG, SUBJECT, VIEWS
 from .subject_lora import with_lora
+from .train_subject import CATEGORY
 
-CATEGORY = "Turnaround/7 subject"
 REFERENCES = 8
 """Of the learned pictures that sampling looks at, as published."""
 GREY = 0.5

@@ -19,9 +19,9 @@ from ..models.latent_completion import Completion
 from ..models.refine_latents import LatentGrid
 from ..models.views import LATENT_STRIDE, Views, latent_frames, snap_frames
 from . import patch_unet, run
-from .apply_subject import CATEGORY
 from .patch_subject import CARRIED, end_of_share
 from .sockets import RIG, VIEWS
+from .train_subject import CATEGORY
 from .views import frames_to_image
 
 KEY = "turnaround_depth_aware"

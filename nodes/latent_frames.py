@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor
 
 from . import run
-from .apply_subject import CATEGORY
+from .train_subject import CATEGORY
 
 GOES_ALONG = ("noise_mask",)
 """Of a LATENT, beside `samples`."""

@@ -1,11 +1,13 @@
 """Apply Subject and Render Subject in the real ComfyUI, on a tiny random Wan."""
 
 import math
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.sd
+import folder_paths
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -15,13 +17,12 @@ from turnaround.models.subject import (
     Shape,
     Subject,
     SubjectNet,
-    load_subject,
     pictures_of,
-    save_subject,
 )
 from turnaround.models.subject_views import look, references_of
-from turnaround.nodes import apply_subject, patch, windows
+from turnaround.nodes import apply_subject, embedded, patch, windows
 from turnaround.nodes.patch_subject import KEY, OFF, SubjectBlock
+from turnaround.nodes.subject_files import LoadSubject, SaveSubject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -382,10 +383,16 @@ def test_a_model_of_half_precision(wan_weights, subject):
     assert half.isfinite().all() and (half - full).abs().max() > 1e-2
 
 
-def test_saved_loaded_and_applied_to_the_bit(wan, subject, tmp_path):
+def test_saved_loaded_and_applied_to_the_bit(wan, subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    there = ([str(tmp_path / "subjects")], set())
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, embedded.SUBJECTS, there)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    for node in (SaveSubject, LoadSubject):
+        monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1"))
     before = sample(applied(wan, subject))
-    save_subject(tmp_path / "a.safetensors", subject)
-    again = load_subject(tmp_path / "a.safetensors")
+    SaveSubject.execute(subject, "subjects/a", False)
+    again, _ = LoadSubject.execute("a_00001_.safetensors").args
     assert torch.equal(sample(applied(wan, again)), before)
 
 
