@@ -76,6 +76,11 @@ class Sometimes:
 class Watched(Learning):
     """Learning that shows what it has come to, and keeps it on the disk."""
 
+    last_sampled: Tensor
+    """Latents of the unseen cameras, when all is learned."""
+    shown: Tensor
+    """[n, 3, H, W] beside each other: a given picture, fields, sampled."""
+
     def __init__(
         self, training: SubjectTraining, wrapper: SubjectWrapper, as_frames: bool,
         pictures: "Pictured", file: Path,
@@ -261,12 +266,11 @@ class TrainSubject(io.ComfyNode):
         started = time.monotonic()
         learning = learn(model, vae, begun, settings, conditions, views_as == FRAMES, file)
         notes.insert(0, summary(learning, time.monotonic() - started))
-        shown = learning.pictures.columns(
-            begun.pictures.latents[learning.pictures.unseen.near], learning.last_sampled
-        )
         learned = learning.training.subject
         note = run.say(cls, "; ".join(n for n in notes if n))
-        return io.NodeOutput(learned, {"loss": list(learned.losses)}, frames_to_image(shown), note)
+        return io.NodeOutput(
+            learned, {"loss": list(learned.losses)}, frames_to_image(learning.shown), note
+        )
 
 
 # --- where it begins ------------------------------------------------------------------------------
@@ -356,6 +360,7 @@ def learn(
                 torch.zeros_like(clean), clean, learning, torch.tensor([1.0, 0.0]), seed=0,
                 disable_pbar=True,
             )  # fmt: skip
+            learning.shown = pictures.columns(clean[pictures.unseen.near], learning.last_sampled)
         except BaseException as error:
             learning.keep()
             if isinstance(error, torch.cuda.OutOfMemoryError):

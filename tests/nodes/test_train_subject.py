@@ -197,6 +197,18 @@ def test_an_error_loses_nothing_and_leaves_the_model(wan, vae, output, monkeypat
     assert len(LoadSubject.execute(file.name).args[0].losses) == 1
 
 
+def test_when_the_last_pictures_fail_what_was_learned_is_there(wan, vae, output, monkeypatch):
+    def fails(*_):
+        raise torch.cuda.OutOfMemoryError
+
+    with monkeypatch.context() as during:
+        during.setattr(train_subject, "decode_views", fails)
+        with pytest.raises(ValueError, match="Learning ran out of memory: lower 'targets'"):
+            train(wan, vae)
+    (file,) = output.glob("*")
+    assert len(LoadSubject.execute(file.name).args[0].losses) == 3
+
+
 def test_saved_and_loaded_it_is_the_same(wan, vae, output):
     subject, *_ = train(wan, vae)
     (note,) = SaveSubject.execute(subject, "subjects/truck", True).args
