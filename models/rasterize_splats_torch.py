@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from .rasterize_splats import LEAST_ALPHA, LEAST_LEFT, MOST_ALPHA, Frame, Placed
 
-TILE = 16
-"""Pixels along a tile's sides."""
+TILE = 8
+"""Pixels along a tile's sides: a Gaussian of an avatar is about as wide."""
 STRETCH = 32
 """Gaussians of a list composited at once."""
-AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 18, 1 << 24
+AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 16, 1 << 24
 """Gaussians times pixels that are worked on at a time on a CPU, for its cache, and elsewhere, for its
 memory."""
 SLACK = 1e-3

@@ -373,7 +373,7 @@ def test_a_thin_ball_has_the_depth_and_normals_of_a_sphere(way):
 
 @pytest.mark.parametrize(
     "changed",
-    [dict(TILE=8), dict(TILE=64), dict(STRETCH=5), dict(AT_ONCE=1)],
+    [dict(TILE=16), dict(TILE=64), dict(STRETCH=5), dict(AT_ONCE=1)],
     ids=lambda changed: next(iter(changed)) + str(next(iter(changed.values()))),
 )
 def test_pictures_do_not_depend_on_tiles(monkeypatch, changed):
