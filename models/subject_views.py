@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .cameras import Rig
 from .feature_rays import camera_rays, span
-from .subject import TOKEN, Features, Subject, SubjectNet
+from .subject import TOKEN, Features, Known, Subject, SubjectNet
 
-RAYS_AT_ONCE = 1024
+RAYS_AT_ONCE = 512
 """Of a picture, between two looks at the cancel button."""
 
 
@@ -96,15 +96,15 @@ def bands(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
 def look(
     net: SubjectNet,
     features: Features,
-    known: tuple[Tensor, Tensor],  # K [R, 3, 3] of tokens, T_camera_world [R, 4, 4]
+    known: Known,  # the references that the features are of
     wanted: tuple[Tensor, Tensor],  # of V cameras; K of rays
     size: tuple[int, int],  # rows and columns of rays
     after: Callable[[int], None] = lambda done: None,  # after every part of every picture
 ) -> tuple[
     Tensor, Tensor, Tensor
 ]:  # rgb [V, 3, h, w] times alpha, alpha [V, h, w], depth [V, h, w]
-    """What the fields see, ray by ray: the mean of all blocks' colors and opacities, and the median of
-    their median depths, in units of the subject's space; 0 where alpha is below one half."""
+    """What the field sees, ray by ray; median depths in units of the subject's space, 0 where alpha is
+    below one half."""
     K, T = wanted
     pictures, done = [], 0
     for v in range(len(K)):
@@ -112,12 +112,8 @@ def look(
         for top, rows in bands(size):
             lens = K[v : v + 1].clone()
             lens[:, 1, 2] -= top
-            seen = net.render(features, known, (lens, T[v : v + 1]), (rows, size[1])).values()
-            rgb, alpha = (
-                torch.stack(x).mean(0)[0] for x in ([r.rgb for r in seen], [r.alpha for r in seen])
-            )
-            depth = torch.stack([r.median_depth for r in seen]).median(0).values[0]
-            parts.append(torch.cat([rgb, alpha[None], depth[None]]))
+            seen = net.look(features, known, (lens, T[v : v + 1]), (rows, size[1]))
+            parts.append(torch.cat([seen.rgb[0], seen.alpha, seen.median_depth]))
             done += 1
             after(done)
         pictures.append(torch.cat(parts, 1))
