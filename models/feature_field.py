@@ -1,18 +1,22 @@
 """The feature field: features of posed references, rendered from any camera, for a block of a DiT.
 
-Stage: Train Subject and Apply Subject hang one field and one injection on each chosen block
-(MVCustom's pose-conditioned blocks; CustomDiffusion360, FeatureNeRF). Every sample of a target's ray
-is projected into the references; a small network reads what each of them shows there, together with
-where that is and from where the target looks at it; the views are averaged by weights that the network
-gives, and density, colour and features are rendered along the ray.
+Stage: Train Subject and Apply Subject render the references' features of the chosen blocks for every
+target and add them behind these blocks (MVCustom's pose-conditioned blocks; CustomDiffusion360,
+FeatureNeRF). Every sample of a target's ray is projected into the references; a small network reads
+what each of them shows there, together with where that is and from where the target looks at it; the
+views are averaged by weights that the network gives, and density, colour and features are rendered
+along the ray.
 
 Frames and units: the subject's space and depths of feature_rays.py; K in tokens (the pictures' K scaled
 to the token grid), token centres at +0.5.
 
 Departs from the published code: linear layers come before reading from a map, and after rendering,
 where the numbers are the same and the work is a fraction; a reference that does not show a place has
-no say, and where none does there is nothing; and the averaged view also hears how much the references
-differ there, and where the place is, since one subject is learned and not all.
+no say, and where none does there is nothing; those that look from where the target does begin with
+more say. Since one subject is learned and not all, the averaged view also hears how much the references
+differ there, whether the place is inside of their outlines (visual hull), where it is, and what is kept
+of it in a small volume. All of it together, after 120 steps and against the same without: 25.8 dB for
+20.7 of colors in cells of 8 pixels from unseen cameras, depth off by 3.7 cm for 5.1.
 """
 
 from __future__ import annotations
@@ -47,6 +51,13 @@ LARGEST_LOG_DENSITY = 12.0
 """exp(12) a unit is opaque within a thousandth of a token; more would only overflow."""
 NEAREST_DEPTH = 1e-4
 """A place closer to a reference's plane than this, in units of the space, is not in its picture."""
+TOWARDS = 3.0
+"""Say that a reference begins with, times the cosine between its ray and the target's: one from the
+same side sees what the target sees."""
+VOXELS, KEPT_FEATURES = 32, 16
+"""A side of the volume around the ball, and numbers in each of its corners."""
+VOLUME = 0.1
+"""Their standard deviation at the beginning."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,10 @@ class References:
     """[R, 3, 3] in tokens."""
     T_camera_world: Tensor
     """[R, 4, 4] of the subject's space."""
+    details: Tensor | None = None
+    """[R, D, a h, a w] of the same pictures, finer, such as their latents."""
+    masks: Tensor | None = None
+    """[R, b h, b w] 0..1, the subject's share; None = all of the picture may be the subject."""
 
     def __post_init__(self) -> None:
         R = len(self.features)
@@ -71,6 +86,10 @@ class References:
                 f"'references' has {R} feature maps, but cameras of shapes {list(self.K.shape)} and "
                 f"{list(self.T_camera_world.shape)}: give one camera for each picture."
             )
+
+    def select(self, chosen: Tensor) -> References:
+        """Some of them."""
+        return References(*(part if part is None else part[chosen] for part in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,11 @@ class Rendering:
     edges: Tensor
     """[N, h w, S + 1] depths of the bins."""
     weights: Tensor
-    """[N, h w, S] of the bins: with `edges`, what the next block's field draws its samples from."""
+    """[N, h w, S] of the bins: with `edges`, what another field draws its samples from."""
+
+    def select(self, n: int) -> Rendering:
+        """What one of the cameras sees."""
+        return Rendering(*(part[n : n + 1] for part in vars(self).values()))
 
 
 def encoded(
@@ -105,11 +128,12 @@ def encoded(
 
 
 class FeatureField(nn.Module):
-    """A field of one block: C = `width` features, `hidden` <= C inside.
+    """A field of C = `width` features a token, `hidden` <= C inside, that gives `outputs` (C).
 
+    `groups`: maps of several blocks side by side, normed each by itself; `details`: of finer maps.
     `reach`: radius of the ball around the origin outside which there is nothing, in units of the
-    subject's space. It begins as grey fog of density 1 a unit in which all references count alike;
-    all else is drawn from `generator`, at unit variance, so that pictures are heard beside places.
+    subject's space. It begins as grey fog of density 1 a unit; all else is drawn from `generator`, at
+    unit variance, so that pictures are heard beside places.
     """
 
     PLACE, RAY, WHERE = 6, 2, 6
@@ -122,11 +146,17 @@ class FeatureField(nn.Module):
         reach: float,
         samples: int = SAMPLES,
         generator: torch.Generator | None = None,
+        *,
+        outputs: int | None = None,
+        groups: int = 1,
+        details: int = 0,
     ) -> None:
         super().__init__()
         if not 1 <= hidden <= width:
             raise ValueError(f"A field of width {width} can't be {hidden} wide inside.")
         self.width, self.hidden, self.reach, self.samples = width, hidden, reach, samples
+        self.groups = groups
+        outputs = outputs or width
 
         def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
             layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias)
@@ -138,18 +168,24 @@ class FeatureField(nn.Module):
 
         # What one reference shows.
         self.feature = linear(width, hidden)
+        self.detail = linear(details, hidden, bias=False) if details else None
         self.place = linear(3 * (1 + 2 * self.PLACE), hidden, bias=False)
         self.ray = linear(6 * (1 + 2 * self.RAY), hidden, bias=False)
         self.view = linear(hidden, hidden)
         self.say = linear(hidden, 1)
+        self.towards = nn.Parameter(torch.tensor(TOWARDS))
         # What all of them show.
         self.mean = linear(hidden, hidden)
         self.spread = linear(hidden, hidden, bias=False)
         self.where = linear(3 * (1 + 2 * self.WHERE), hidden, bias=False)
+        self.hull = linear(3, hidden, bias=False)
+        corners = torch.empty(VOXELS, VOXELS, VOXELS, KEPT_FEATURES)
+        self.volume = nn.Parameter(nn.init.normal_(corners, 0.0, VOLUME, generator))
+        self.kept = linear(KEPT_FEATURES, hidden, bias=False)
         self.trunk = linear(hidden, hidden)
         self.head = linear(hidden, 4)
-        self.out = linear(hidden, width)
-        self.background = nn.Parameter(torch.zeros(width))
+        self.out = linear(hidden, outputs)
+        self.background = nn.Parameter(torch.zeros(outputs))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.say.weight)
 
@@ -167,7 +203,8 @@ class FeatureField(nn.Module):
     ) -> Rendering:
         """What the target cameras see.
 
-        earlier: the same targets, rendered by an earlier block's field; samples follow its weights.
+        earlier: the same targets, rendered by another field, maybe with fewer rays (one for 2x2, 3x3
+            and so on of these); samples follow its weights.
         generator: samples anywhere in their bins, for training; without it in their middles.
         chunk: rays at a time; the result is the same.
         context: the block's own text cross-attention with its residual, [rays, S, C] -> the same,
@@ -183,13 +220,11 @@ class FeatureField(nn.Module):
             edges = even_edges(span(rays, self.reach), self.samples)
         else:
             edges = importance_edges(earlier.edges, earlier.weights, self.samples)
+            edges = _for_finer_rays(edges, tuple(earlier.alpha.shape[1:]), size)
         depths = places_in(edges, generator)
         given = (rays.origins.expand_as(rays.directions), rays.directions, edges, depths)
         flat = [x.flatten(0, 1) for x in given]
-        maps = references.features.movedim(1, -1).to(self.background.dtype)
-        # As the block itself reads them: normed, without a scale of their own.
-        maps = self.feature(F.layer_norm(maps, (self.width,)))
-        parts = self._in_chunks((maps, references, context), flat, chunk)
+        parts = self._in_chunks((self._maps(references), references, context), flat, chunk)
         features, rgb, depth, weights = (torch.cat(x) for x in zip(*parts, strict=True))
         N, (h, w) = len(K), size
         return Rendering(
@@ -201,6 +236,21 @@ class FeatureField(nn.Module):
             edges,
             weights.view(N, h * w, -1),
         )
+
+    def _maps(self, references: References) -> Tensor:  # [R, h, w, m], or at the details' size
+        """The references' maps as the samples read them."""
+        maps = references.features.movedim(1, -1).to(self.background.dtype)
+        # As the block itself reads them: normed, without a scale of their own.
+        maps = maps.unflatten(-1, (self.groups, -1))
+        maps = self.feature(F.layer_norm(maps, maps.shape[-1:]).flatten(-2))
+        if self.detail is None:
+            return maps
+        details = references.details.movedim(1, -1).to(maps)
+        size = details.shape[1:3]
+        # As the CPU does it on every device: the gradient of another way is not in order on CUDA.
+        for axis, length in ((1, size[0]), (2, size[1])):
+            maps = _stretched(maps, axis, length)
+        return maps + self.detail(details)
 
     def _in_chunks(
         self,
@@ -230,8 +280,8 @@ class FeatureField(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # features [P, C], rgb [P, 3], depth [P], weights
         """Rays through the field."""
         places = origins[:, None] + depths[..., None] * directions[:, None]
-        views, seen = self._views(maps, references, origins, directions, places)
-        features, head = self._joined(views, seen, places)
+        views, says, seen, outlines = self._views(maps, references, origins, directions, places)
+        features, head = self._joined(views, says, seen, places, outlines)
         density = head[..., 0].clamp(max=LARGEST_LOG_DENSITY).exp() * seen.any(-1)
         lengths = edges.diff(dim=-1) * directions.norm(dim=-1, keepdim=True)
         weights = ray_weights(density, lengths)
@@ -252,35 +302,109 @@ class FeatureField(nn.Module):
         origins: Tensor,  # [P, 3]
         directions: Tensor,  # [P, 3]
         places: Tensor,  # [P, S, 3]
-    ) -> tuple[Tensor, Tensor]:  # [P, S, R, m], [P, S, R] whether the reference shows the place
-        """What each reference says about each place."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What each reference says about each place [P, S, R, m]; how much say it has [P, S, R]; whether
+        it shows the place [P, S, R]; what the outlines say about the place [P, S, 3]."""
         T = references.T_camera_world.to(places)
         R, shift = T[:, :3, :3], T[:, :3, 3]
         there = torch.einsum("psj,rij->psri", places, R) + shift
         eyes = torch.einsum("pj,rij->pri", origins, R) + shift
         towards = torch.einsum("pj,rij->pri", F.normalize(directions, dim=-1), R)
         pluecker = torch.cat([towards, torch.linalg.cross(eyes, towards)], -1)
-        found, seen = read_maps(maps, references.K.to(places), there)
+        K, size = references.K.to(places), references.features.shape[-2:]
+        found, seen = read_maps(maps, _finer_lens(K, size, maps.shape[1:3]), there)
         given = found + self.place(encoded(there, self.PLACE).to(maps))
         given = given + self.ray(encoded(pluecker, self.RAY).to(maps))[:, None]
-        return found + self.view(F.silu(given)), seen
+        views = found + self.view(F.silu(given))
+        angles = (F.normalize(there, dim=-1) * towards[:, None]).sum(-1)
+        says = self.say(F.silu(views))[..., 0].to(places) + self.towards.to(places) * angles
+        if references.masks is None:
+            outlines = torch.ones_like(places)
+        else:
+            masks = references.masks[..., None].to(places)
+            shares = read_maps(masks, _finer_lens(K, size, masks.shape[1:3]), there)[0][..., 0]
+            outlines = outline_votes(torch.where(seen, shares, 1.0))
+        return views, says, seen, outlines
 
     def _joined(
         self,
         views: Tensor,  # [P, S, R, m]
+        says: Tensor,  # [P, S, R]
         seen: Tensor,  # [P, S, R]
         places: Tensor,  # [P, S, 3]
+        outlines: Tensor,  # [P, S, 3]
     ) -> tuple[Tensor, Tensor]:  # features [P, S, m], logits of density and colour [P, S, 4]
         """Places, of what the references that show them say."""
-        says = self.say(F.silu(views))[..., 0].to(places)
         shares = torch.softmax(says.masked_fill(~seen, -1e9), -1) * seen
         shares = shares[..., None].to(views)
         mean = (shares * views).sum(-2)
         spread = (shares * (views - mean[..., None, :]).square()).sum(-2)
         where = self.where(encoded(places, self.WHERE).to(views))
-        joined = self.trunk(F.silu(self.mean(mean) + self.spread(spread) + where))
+        kept = self.kept(read_volume(self.volume, places / self.reach).to(views))
+        # Centred, at unit size for an outline that is sometimes met.
+        hull = self.hull((4 * outlines - 2).to(views))
+        joined = self.mean(mean) + self.spread(spread) + where + kept + hull
+        joined = self.trunk(F.silu(joined))
         features = mean + joined
         return features, self.head(features).to(places)
+
+
+def outline_votes(
+    shares: Tensor,  # [..., R] of the subject where each reference shows a place, 1 where it does not
+) -> Tensor:  # [..., 3]
+    """The least, the second least and the mean: a place that one outline leaves out is empty, unless
+    that mask has a fault."""
+    least = shares.topk(min(2, shares.shape[-1]), largest=False).values
+    return torch.stack([least[..., 0], least[..., -1], shares.mean(-1)], -1)
+
+
+def _finer_lens(K: Tensor, size: tuple[int, int], finer: tuple[int, int]) -> Tensor:
+    """K [R, 3, 3] for maps of another size of the same pictures."""
+    return K * K.new_tensor([finer[1] / size[1], finer[0] / size[0], 1.0])[:, None]
+
+
+def _stretched(maps: Tensor, axis: int, length: int) -> Tensor:
+    """Bilinear along one axis, centres at +0.5, the border repeated outwards."""
+    count = maps.shape[axis]
+    at = (torch.arange(length, device=maps.device) + 0.5) * (count / length) - 0.5
+    at = at.clamp(0, count - 1)
+    matrix = (1 - (at[:, None] - torch.arange(count, device=maps.device)).abs()).clamp(min=0)
+    return torch.tensordot(maps, matrix.to(maps), ([axis], [1])).movedim(-1, axis)
+
+
+def _for_finer_rays(edges: Tensor, size: tuple[int, int], finer: tuple[int, int]) -> Tensor:
+    """[N, h w, S + 1] -> [N, a h a w, S + 1]: all rays in a token have its bins."""
+    if size == finer:
+        return edges
+    edges = edges.unflatten(1, size)
+    for axis in (1, 2):
+        edges = edges.repeat_interleave(finer[axis - 1] // size[axis - 1], axis)
+    return edges.flatten(1, 2)
+
+
+def read_volume(
+    volume: Tensor,  # [n, n, n, m] corners from -1 to 1, x first
+    places: Tensor,  # [..., 3]
+) -> Tensor:  # [..., m]
+    """A volume between its corners, trilinear; the border is repeated outwards."""
+    n, m = volume.shape[0], volume.shape[-1]
+    at = ((places + 1) * ((n - 1) / 2)).clamp(0, n - 1)
+    low = at.floor().clamp(max=n - 2)
+    high_share, low = at - low, low.long()
+    corners, shares = [], []
+    for corner in range(8):
+        upper = [corner >> axis & 1 for axis in range(3)]
+        x, y, z = (low[..., axis] + upper[axis] for axis in range(3))
+        corners.append((x * n + y) * n + z)
+        each = [high_share[..., a] if upper[a] else 1 - high_share[..., a] for a in range(3)]
+        shares.append(each[0] * each[1] * each[2])
+    read = F.embedding_bag(
+        torch.stack(corners, -1).view(-1, 8),
+        volume.reshape(-1, m),
+        per_sample_weights=torch.stack(shares, -1).view(-1, 8).to(volume),
+        mode="sum",
+    )
+    return read.view(*places.shape[:-1], m)
 
 
 def read_maps(

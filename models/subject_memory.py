@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .feature_field import KEPT, SAMPLES
-from .subject import Shape
+from .subject import FINE_SAMPLES, RAYS, Shape
 
 BLOCK, ANEW = 10.7, 1.2
 """Numbers a token and channel that a block keeps: beside the feed-forward's own; computed anew."""
@@ -51,6 +51,7 @@ def step_bytes(
         len(shape.blocks) * (pictures + 2 * targets) * tokens * backbone.width * backbone.item
     )
     on_the_way = whole  # of the block whose gradient is being made
-    places = min(KEPT, references * SAMPLES * targets * tokens)
-    fields = len(shape.blocks) * places * A_PLACE
+    rays = ((SAMPLES, 1), (FINE_SAMPLES, RAYS**2)) if shape.blocks else ()
+    places = sum(min(KEPT, references * samples * n * tokens) for samples, n in rays)
+    fields = targets * places * A_PLACE
     return int(MARGIN * (blocks + on_the_way + features + fields) + COPIES * 4 * learned)

@@ -20,11 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .subject import Features, Pictures, Renderings, Subject
+from .subject import Features, Known, Pictures, Renderings, Subject, SubjectNet, nearest_to
 
-COLOR, OUTLINE = 50.0, 10.0
+COLOR, OUTLINE, LATENTS = 50.0, 10.0, 1.0
 """Weights of the fields' own losses. Published: 5 and 10 (inside and outside of the outline alike); ten
-times as much for color takes a field 2.7 dB further in 250 steps."""
+times as much for color takes a field 2.7 dB further in 250 steps. The latents that it predicts tell it
+of detail that colors in cells of 8 pixels don't."""
+POOL = 0.5
+"""Share of the other pictures that a step's references are the nearest of: near ones show most, and that
+it is not always the same ones keeps the field from needing them."""
 SURROUNDINGS = 0.1
 """What an error outside the subject counts: its surroundings are the prompt's to choose."""
 LEAST_SIGMA = 0.05
@@ -32,8 +36,8 @@ LEAST_SIGMA = 0.05
 WARM_UP, LAST_RATE = 20, 0.1
 """Steps until the learning rate is full; its share at the end of a cosine."""
 LONGEST_GRADIENT = 1.0
-SLOW, SLOWEST = 0.2, 0.05
-"""Of the fields' learning rate: for injections and words, and for a LoRA."""
+SLOW = 0.2
+"""Of the fields' learning rate: for injections, words and a LoRA."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,21 @@ class Drawn:
     """For noise, and for places along rays."""
 
 
-def draw(settings: Settings, step: int, count: int) -> Drawn:
-    """Of `count` pictures; at least one of them is left as a reference."""
+def draw(
+    settings: Settings,
+    step: int,
+    T_camera_world: Tensor,  # [R, 4, 4] of the pictures, in the subject's space
+) -> Drawn:
+    """Of R pictures; at least one of them is left as a reference."""
+    count = len(T_camera_world)
     rng = np.random.default_rng([settings.seed % 2**63, step])
     order = rng.permutation(count).tolist()
     targets = order[: max(1, min(settings.targets, count - 1))]
-    references = order[len(targets) :][: settings.references] or targets
+    others = order[len(targets) :] or targets
+    pool = sorted(others[: max(settings.references, round(POOL * len(others)))])
+    T = T_camera_world.cpu()
+    nearest = nearest_to(T[pool], T[targets], settings.references)
+    references = [pool[n] for n in nearest.unique().tolist()]
     levels = (rng.permutation(len(targets)) + rng.random(len(targets))) / len(targets)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     return Drawn(targets, references, levels.tolist(), generator)
@@ -81,28 +94,38 @@ def diffusion_loss(
     denoised: Tensor,  # [n, c, 1, 2 h, 2 w] what the model takes for the clean latents
     clean: Tensor,  # the same shape
     sigma: Tensor,  # [n] noise levels
-    masks: Tensor,  # [n, h, w] 0..1
+    masks: Tensor,  # [n, 4 h, 4 w] 0..1
 ) -> Tensor:
     """Squared error over sigma: of the flow (flow matching) or of the noise (eps), mostly inside the
     subject."""
     error = (denoised - clean) / sigma.clamp(min=LEAST_SIGMA).view(-1, 1, 1, 1, 1)
-    inside = F.interpolate((masks > 0)[:, None].float(), clean.shape[-2:])[:, :, None]
-    weight = SURROUNDINGS + (1 - SURROUNDINGS) * inside
-    return (error.square() * weight).mean()
+    return (error.square() * _weights(masks)[:, :, None]).mean()
 
 
-def field_loss(renderings: Renderings, seen: Pictures) -> tuple[Tensor, Tensor]:
-    """Mean over the blocks of the squared errors of color and outline."""
-    color = outline = torch.zeros(())
-    for r in renderings.values():
-        color = color + (r.rgb - seen.colors.to(r.rgb)).square().mean() / len(renderings)
-        outline = outline + (r.alpha - seen.masks.to(r.alpha)).square().mean() / len(renderings)
-    return color, outline
+def _weights(masks: Tensor) -> Tensor:  # [n, 4 h, 4 w] -> [n, 1, 2 h, 2 w]
+    """What an error in a cell of the latent counts: all of it in tokens with any of the subject."""
+    inside = F.interpolate((F.max_pool2d(masks[:, None], 4) > 0).float(), scale_factor=2)
+    return SURROUNDINGS + (1 - SURROUNDINGS) * inside
 
 
-Denoise = Callable[[Drawn], tuple[Tensor, Tensor, Tensor, Renderings]]
+def field_loss(net: SubjectNet, found: Renderings, seen: Pictures) -> Tensor:
+    """Errors of the fields' colors, outlines and predicted latents, squared and weighted."""
+    colors, masks = seen.colors.to(found.latents), seen.masks.to(found.latents)
+    loss = torch.zeros((), device=colors.device)
+    for field in (found.coarse, found.fine):
+        rgb, alpha = (
+            F.adaptive_avg_pool2d(x, field.alpha.shape[1:]) for x in (colors, masks[:, None])
+        )
+        loss = loss + COLOR / 2 * (field.rgb - rgb).square().mean()
+        loss = loss + OUTLINE / 2 * (field.alpha - alpha[:, 0]).square().mean()
+    clean = net.normed(seen.latents[:, :, 0].to(found.latents))
+    error = (found.latents - clean).square() * _weights(masks)
+    return loss + LATENTS * error.mean()
+
+
+Denoise = Callable[[Drawn], tuple[Tensor, Tensor, Tensor, Renderings | None]]
 """What a step looks at -> its targets [n, c, 1, 2 h, 2 w] as the model cleans them of noise, and as they
-are; the noise's sigmas [n]; what `SubjectTraining.render` gave on the way."""
+are; the noise's sigmas [n]; what `SubjectTraining.render` gave on the way, None without fields."""
 
 
 class SubjectTraining:
@@ -110,14 +133,14 @@ class SubjectTraining:
 
     def __init__(self, subject: Subject, settings: Settings) -> None:
         self.net, self.pictures, self.settings = subject.net, subject.pictures, settings
-        self.cameras = subject.cameras(subject.pictures.rig)
+        self.known = subject.known()
         # Injections speak straight into the model: at the fields' rate they carry its noise along.
-        quick = list(self.net.fields.parameters())
+        quick = [*self.net.fields.parameters(), *self.net.heads.parameters()]
         slow = [*self.net.injections.parameters(), self.net.words]
-        slowest = list(self.net.lora.parameters()) if self.net.lora is not None else []
+        slow += list(self.net.lora.parameters()) if self.net.lora is not None else []
         groups = [
             {"params": [w for w in weights if w.numel()], "share": share}
-            for weights, share in ((quick, 1.0), (slow, SLOW), (slowest, SLOWEST))
+            for weights, share in ((quick, 1.0), (slow, SLOW))
         ]
         self.optimizer = torch.optim.Adam(groups, lr=settings.rate, fused=True)
         self.losses = list(subject.losses)
@@ -157,22 +180,25 @@ class SubjectTraining:
     def render(self, features: Features, drawn: Drawn) -> Renderings:
         """The targets' cameras from the features of the step's references."""
         if not self.losses:
-            self.net.measure(features)
+            self.net.measure(features, self.known.latents)
         there = self.net.words.device
-        references, targets = (
-            tuple(c[chosen].to(there) for c in self.cameras)
-            for chosen in (drawn.references, drawn.targets)
+        known = Known(*(part[drawn.references].to(there) for part in vars(self.known).values()))
+        targets = tuple(
+            part[drawn.targets].to(there) for part in (self.known.K, self.known.T_camera_world)
         )
-        return self.net.render(features, references, targets, self.pictures.size, drawn.generator)
+        return self.net.render(
+            features, known, targets, self.pictures.size, drawn.generator,
+            nearest=self.settings.references,
+        )  # fmt: skip
 
     def learn(self, denoise: Denoise) -> float:
         """One step; gives its loss."""
-        drawn = draw(self.settings, self.step, len(self.pictures))
+        drawn = draw(self.settings, self.step, self.known.T_camera_world)
         denoised, clean, sigma, renderings = denoise(drawn)
         seen = self.pictures.select(drawn.targets)
-        color, outline = field_loss(renderings, seen)
-        masks = seen.masks.to(denoised)
-        loss = diffusion_loss(denoised, clean, sigma, masks) + COLOR * color + OUTLINE * outline
+        loss = diffusion_loss(denoised, clean, sigma, seen.masks.to(denoised))
+        if renderings is not None:
+            loss = loss + field_loss(self.net, renderings, seen)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), LONGEST_GRADIENT)

@@ -32,8 +32,8 @@ from .sockets import RIG, SUBJECT, VIEWS
 from .subject_lora import with_lora
 from .train_subject import CATEGORY
 
-REFERENCES = 8
-"""Of the learned pictures that sampling looks at, as published."""
+REFERENCES = 30
+"""Of the learned pictures that run through the model; each view looks at the nearest of them."""
 GREY = 0.5
 """Behind the subject where only fields are looked at."""
 
@@ -142,8 +142,9 @@ class ApplySubject(io.ComfyNode):
                                "for the text. 1 = as learned, at no cost; other values take one "
                                "more pass of the model a step."),
                 io.Int.Input("references", default=REFERENCES, min=2, max=MAX_VIEWS,
-                             tooltip="How many of the learned pictures are looked at while sampling, "
-                             "spread round the subject. More take longer before the first step."),
+                             tooltip="How many of the learned pictures run through the model before the "
+                             "first step, spread round the subject. Each view looks at the eight "
+                             "nearest of them, so more come closer to its camera."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For any sampler."),
@@ -246,7 +247,7 @@ def _looked(
     size: tuple[int, int], bar: run.Progress, parts: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     device = next(iter(features.values())).device
-    known = tuple(t.to(device) for t in subject.cameras(subject.pictures.rig.select(chosen)))
+    known = subject.known(chosen).to(device)
     rays = rig.resized(size[1], size[0])
     wanted = rays.K.to(device), subject.space.normalised(rig.T_camera_world).to(device)
     rgb, alpha, depth = look(net, features, known, wanted, size, lambda done: bar(done, parts))

@@ -117,18 +117,15 @@ class Once:
 
     def __init__(self, subject: Subject, rig: Rig, chosen: Sequence[int] | None = None) -> None:
         self.subject, self.rig = subject, rig
-        known = subject.pictures.rig
-        self.known = known if chosen is None else known.select(list(chosen))
+        self.known = subject.known(chosen)
         self.features: Features | None = None
-        self.renderings: Renderings = {}
+        self.renderings: Renderings | None = None
 
     def __call__(self, features: Features, size: tuple[int, int]) -> Renderings:
         if features is not self.features:
             there, subject = next(iter(features.values())), self.subject
-            known, wanted = (
-                tuple(t.to(there.device) for t in subject.cameras(rig))
-                for rig in (self.known, fitted(self.rig, size))
-            )
+            wanted = tuple(t.to(there.device) for t in subject.cameras(fitted(self.rig, size)))
+            known = self.known.to(there.device)
             self.renderings = subject.net.render(features, known, wanted, size)
             self.features = features
         return self.renderings
@@ -185,7 +182,7 @@ class SubjectWrapper:
         if self.features is None:
             self.features = record()
         rendered = self.render(self.features, size)
-        return with_carried({i: r.features.flatten(2).mT for i, r in rendered.items()}, carried)
+        return with_carried({i: f.flatten(2).mT for i, f in rendered.features.items()}, carried)
 
     @torch.no_grad()
     def _run_references(self, executor, x, context, clip_fea, options, kwargs) -> dict[int, Tensor]:
@@ -275,7 +272,7 @@ class AppliedWrapper(SubjectWrapper):
             self.features = None
             self.seen = super().tokens(record, size, ())
             # A gigabyte for a large model, and of no more use.
-            self.features, self.render.features, self.render.renderings = None, None, {}
+            self.features, self.render.features, self.render.renderings = None, None, None
         if not carried:
             return self.seen
         if len(carried) != len(self._with[0]) or any(

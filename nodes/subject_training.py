@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..models.cameras import Rig
-from ..models.subject import Features, Renderings
+from ..models.subject import Features, Known, Renderings
 from ..models.subject_training import Drawn, SubjectTraining
 from ..models.subject_views import look, references_of
 from .patch import ReplacedBlock
@@ -144,7 +144,9 @@ class Learning(comfy.samplers.Sampler):
         self.training, self.wrapper, self.after_step = training, wrapper, after_step
         self.as_frames = as_frames
         self.references = wrapper.references
-        self.spread = self.chosen = references_of(training.subject, SHOWN)
+        # With a LoRA they run anew for every look.
+        count = SHOWN if training.net.lora is not None else len(training.pictures)
+        self.spread = self.chosen = references_of(training.subject, count)
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
@@ -183,7 +185,7 @@ class Learning(comfy.samplers.Sampler):
         sigma = torch.tensor([float(sampling.percent_to_sigma(p)) for p in levels]).to(x0)
         noise = torch.randn(x0.shape, generator=drawn.generator).to(x0)
         x = sampling.noise_scaling(sigma.view(-1, *[1] * (x0.ndim - 1)), noise, x0)
-        return self._predicted(x, sigma, drawn.targets), x0, sigma, kept[-1] if kept else {}
+        return self._predicted(x, sigma, drawn.targets), x0, sigma, kept[-1] if kept else None
 
     def _predicted(self, x: Tensor, sigma: Tensor, items: list[int]) -> Tensor:
         """Clean latents [n, c, 1, h, w], told what is told of `items`."""
@@ -208,6 +210,9 @@ class Learning(comfy.samplers.Sampler):
         there = self.training.net.words.device
         return tuple(t.to(there) for t in self.training.subject.cameras(rig))
 
+    def _known(self, chosen: list[int]) -> Known:
+        return self.training.subject.known(chosen).to(self.training.net.words.device)
+
     @torch.no_grad()
     def seen(self, rig: Rig, detail: int) -> Tensor | None:
         """[n, 3, detail h, detail w] on grey: what the fields see from other cameras, `detail` rays
@@ -221,7 +226,7 @@ class Learning(comfy.samplers.Sampler):
         size = tuple(detail * n for n in pictures.size)
         features, known = (
             self._of(self.wrapper.features, chosen),
-            self._cameras(pictures.rig.select(chosen)),
+            self._known(chosen),
         )
         stop = mm.throw_exception_if_processing_interrupted
         rgb, alpha, _ = look(net, features, known, (K, T), size, lambda _: stop())
@@ -234,8 +239,7 @@ class Learning(comfy.samplers.Sampler):
 
         def render(features: Features, size: tuple[int, int]) -> Renderings:
             if not kept:
-                known = self._cameras(self.training.pictures.rig.select(self.spread))
-                features = self._of(features, self.spread)
+                known, features = self._known(self.spread), self._of(features, self.spread)
                 wanted = self._cameras(unseen.rig)
                 kept.append(self.training.net.render(features, known, wanted, size))
             return kept[-1]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from turnaround.models import feature_field
 from turnaround.models.cameras import Rig, orbit_rig
-from turnaround.models.feature_field import FeatureField, Injection, References, encoded
+from turnaround.models.feature_field import (
+    FeatureField,
+    Injection,
+    References,
+    encoded,
+    outline_votes,
+)
 from turnaround.models.feature_rays import (
     UNIFORM_SHARE,
     camera_rays,
@@ -25,7 +32,7 @@ from turnaround.models.feature_rays import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WIDTH, HIDDEN, REACH, SAMPLES = 6, 4, 0.3, 5
+WIDTH, HIDDEN, REACH, SAMPLES, OUTPUTS = 6, 4, 0.3, 5, 7
 SIZE = (4, 3)
 """Rows and columns of tokens."""
 
@@ -46,11 +53,19 @@ def cameras(rig: Rig) -> tuple[Tensor, Tensor]:
 
 
 def references(views: int, seed: int = 0) -> References:
-    return References(draw(views, WIDTH, *SIZE, seed=seed), *cameras(ring(views)))
+    """With maps of twice the size, and outlines of three times."""
+    (h, w), cams = SIZE, cameras(ring(views))
+    details, masks = (
+        draw(views, 2, 2 * h, 2 * w, seed=seed + 1),
+        draw(views, 3 * h, 3 * w, seed=seed + 2),
+    )
+    return References(draw(views, WIDTH, *SIZE, seed=seed), *cams, details, masks.sigmoid())
 
 
 def fresh(reach: float = REACH, samples: int = SAMPLES, **how) -> FeatureField:
+    """Of two blocks' maps side by side."""
     generator = torch.Generator().manual_seed(3)
+    how = {"groups": 2, "details": 2, "outputs": OUTPUTS, **how}
     return FeatureField(WIDTH, HIDDEN, reach, samples, generator=generator, **how).double()
 
 
@@ -85,10 +100,20 @@ def bilinear(feature_map: Tensor, u: float, v: float) -> Tensor:  # [C, h, w] ->
     return total
 
 
+def trilinear(volume: Tensor, x: float, y: float, z: float) -> Tensor:  # [n, n, n, m] -> [m]
+    """Corners from -1 to 1; beyond them the border's value."""
+    n, total = len(volume), torch.zeros(volume.shape[-1], dtype=volume.dtype)
+    at = [min(max((c + 1) / 2 * (n - 1), 0), n - 1) for c in (x, y, z)]
+    for corner in itertools.product(*({int(c), min(int(c) + 1, n - 1)} for c in at)):
+        share = math.prod(max(0.0, 1 - abs(a - b)) for a, b in zip(at, corner, strict=True))
+        total += share * volume[corner]
+    return total
+
+
 def plain_sample(field: FeatureField, refs: References, origin, direction, t):
     """Feature [C], colour [3] and density of one place, one reference after the other."""
     place = origin + t * direction
-    read, says = [], []
+    read, says, outlines = [], [], []
     for r in range(len(refs.features)):
         R, shift = refs.T_camera_world[r, :3, :3], refs.T_camera_world[r, :3, 3]
         there = R @ place + shift
@@ -96,22 +121,33 @@ def plain_sample(field: FeatureField, refs: References, origin, direction, t):
         u, v = (pixel[:2] / pixel[2]).tolist()
         h, w = SIZE
         if there[2] <= 0 or not (0 <= u <= w and 0 <= v <= h):
+            outlines.append(1.0)
             continue
         eye, towards = R @ origin + shift, R @ F.normalize(direction, dim=0)
         ray = torch.cat([towards, torch.linalg.cross(eye, towards)])
-        normed = F.layer_norm(refs.features[r].movedim(0, -1), (WIDTH,)).movedim(-1, 0)
-        seen = field.feature(bilinear(normed, u, v))
+        blocks = refs.features[r].split(WIDTH // 2)
+        normed = torch.cat(
+            [F.layer_norm(b.movedim(0, -1), (WIDTH // 2,)).movedim(-1, 0) for b in blocks]
+        )
+        finer = F.interpolate(normed[None], scale_factor=2, mode="bilinear")[0]
+        seen = field.feature(bilinear(finer, 2 * u, 2 * v))
+        seen = seen + field.detail(bilinear(refs.details[r], 2 * u, 2 * v))
+        outlines.append(float(bilinear(refs.masks[r][None], 3 * u, 3 * v)))
         given = seen + field.place(encoded(there, field.PLACE)) + field.ray(encoded(ray, field.RAY))
         view = seen + field.view(F.silu(given))
         read.append(view)
-        says.append(field.say(F.silu(view)))
+        says.append(field.say(F.silu(view)) + field.towards * (there @ towards / there.norm()))
     if not read:
-        return torch.zeros(WIDTH).double(), torch.zeros(3).double(), 0.0
+        return torch.zeros(OUTPUTS).double(), torch.zeros(3).double(), 0.0
     share = torch.softmax(torch.cat(says), 0)
     mean = sum(s * view for s, view in zip(share, read, strict=True))
     spread = sum(s * (view - mean) ** 2 for s, view in zip(share, read, strict=True))
     joined = field.mean(mean) + field.spread(spread) + field.where(encoded(place, field.WHERE))
-    joined = field.trunk(F.silu(joined))
+    joined = joined + field.kept(trilinear(field.volume, *(place / field.reach).tolist()))
+    least = sorted(outlines)
+    votes = [least[0], least[min(1, len(least) - 1)], sum(least) / len(least)]
+    hull = field.hull(4 * torch.tensor(votes, dtype=torch.float64) - 2)
+    joined = field.trunk(F.silu(joined + hull))
     head = field.head(mean + joined)
     return field.out(mean + joined), head[1:].sigmoid(), float(head[0].exp())
 
@@ -154,7 +190,7 @@ def test_equals_plain_loops_over_rays_samples_and_references():
 def test_order_of_references_does_not_matter():
     field, refs = random_field(), references(5)
     order = [3, 0, 4, 2, 1]
-    turned = References(refs.features[order], refs.K[order], refs.T_camera_world[order])
+    turned = refs.select(torch.tensor(order))
     a, b = look(field, refs), look(field, turned)
     torch.testing.assert_close(a.features, b.features, rtol=0, atol=1e-12)
     torch.testing.assert_close(a.weights, b.weights, rtol=0, atol=1e-12)
@@ -182,7 +218,7 @@ def test_chunks_and_recomputing_change_neither_picture_nor_gradient(monkeypatch)
         monkeypatch.setattr(feature_field, "KEPT", kept)
         field = random_field().requires_grad_(True).train()
         features = refs.features.clone().requires_grad_(True)
-        given = References(features, refs.K, refs.T_camera_world)
+        given = replace(refs, features=features)
         generator = torch.Generator().manual_seed(5)
         got = look(field, given, ring(1, start=0.4), chunk=chunk, generator=generator)
         (got.features.sin().sum() + got.rgb.sum() + got.depth.square().sum()).backward()
@@ -200,6 +236,9 @@ def test_gradients_of_features_and_parameters():
         "view.bias",
         "say.weight",
         "spread.weight",
+        "towards",
+        "hull.weight",
+        "kept.weight",
         "head.weight",
         "background",
     ]
@@ -210,11 +249,39 @@ def test_gradients_of_features_and_parameters():
             layer, _, kind = name.rpartition(".")
             # Not as nn.Parameter, which would be a leaf of its own.
             field.get_submodule(layer)._parameters[kind] = parameter
-        got = look(field, References(features, refs.K, refs.T_camera_world), rig)
+        got = look(field, replace(refs, features=features), rig)
         return got.features.sum((2, 3)), got.rgb.sum(), got.depth.sum(), got.alpha.sum()
 
     features = refs.features.clone().requires_grad_(True)
     assert torch.autograd.gradcheck(rendered, (features, *given), fast_mode=True)
+
+
+def test_finer_rays_follow_what_one_ray_a_token_found():
+    """Each of four rays in a token has the bins of its token's ray."""
+    field, refs = random_field(), references(2)
+    coarse = look(field, refs)
+    (K, T), (h, w) = cameras(TARGET), SIZE
+    fine = field.render(
+        refs, K * torch.tensor([2.0, 2.0, 1.0])[:, None], T, (2 * h, 2 * w), earlier=coarse
+    )
+    bins = importance_edges(coarse.edges, coarse.weights, SAMPLES).view(2, h, w, -1)
+    edges = fine.edges.view(2, 2 * h, 2 * w, -1)
+    for y, x in itertools.product(range(2 * h), range(2 * w)):
+        assert torch.equal(edges[:, y, x], bins[:, y // 2, x // 2])
+
+
+def test_an_outline_votes_and_one_fault_is_seen_as_such():
+    shares = torch.tensor([[0.9, 0.0, 1.0, 0.7], [0.0, 0.1, 0.2, 0.1]])
+    got = outline_votes(shares)
+    torch.testing.assert_close(got, torch.tensor([[0.0, 0.7, 0.65], [0.0, 0.1, 0.1]]))
+    torch.testing.assert_close(outline_votes(shares[:, :1]), shares[:, :1].expand(-1, 3))
+
+
+def test_without_outlines_all_may_be_the_subject():
+    field, refs = random_field(), references(3)
+    without = look(field, replace(refs, masks=None))
+    white = look(field, replace(refs, masks=torch.ones_like(refs.masks)))
+    torch.testing.assert_close(without.features, white.features, rtol=0, atol=1e-12)
 
 
 # What a field of known density shows
@@ -312,7 +379,7 @@ def test_a_camera_inside_the_ball_looks_from_where_it_stands():
 def test_references_that_look_away_show_nothing():
     refs = references(2)
     turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0])).double()
-    got = look(random_field(), References(refs.features, refs.K, turn @ refs.T_camera_world))
+    got = look(random_field(), replace(refs, T_camera_world=turn @ refs.T_camera_world))
     assert (got.alpha == 0).all() and got.features.isfinite().all()
 
 
@@ -343,17 +410,17 @@ def test_text_reads_every_sample_before_rendering():
     turned = look(field, refs, context=negative)
     behind = (1 - plain.alpha)[:, None] * field.background[:, None, None]
     torch.testing.assert_close(turned.features - behind, -(plain.features - behind))
-    assert shapes == [(2 * SIZE[0] * SIZE[1], SAMPLES, WIDTH)]
+    assert shapes == [(2 * SIZE[0] * SIZE[1], SAMPLES, OUTPUTS)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_and_its_geometry_is_not_touched(dtype):
     field, refs = random_field().float(), references(3)
-    features = refs.features.float()
+    refs = References(*(part.float() for part in vars(refs).values()))
     cams = [c.float() for c in cameras(TARGET)]
-    ref_cams = (refs.K.float(), refs.T_camera_world.float())
-    full = field.render(References(features, *ref_cams), *cams, SIZE)
-    half = field.to(dtype).render(References(features.to(dtype), *ref_cams), *cams, SIZE)
+    full = field.render(refs, *cams, SIZE)
+    low = replace(refs, features=refs.features.to(dtype))
+    half = field.to(dtype).render(low, *cams, SIZE)
     assert half.features.dtype == dtype and half.alpha.dtype == torch.float32
     assert torch.equal(full.edges, half.edges)
     assert (half.alpha - full.alpha).abs().max() < 0.05
@@ -425,7 +492,7 @@ def test_reach_is_what_the_pictures_show():
 
 def test_references_of_another_model_are_refused():
     refs = references(2)
-    wider = References(refs.features.repeat(1, 2, 1, 1), refs.K, refs.T_camera_world)
+    wider = replace(refs, features=refs.features.repeat(1, 2, 1, 1))
     with pytest.raises(ValueError, match="12 features a token.*made for 6.*another model"):
         look(random_field(), wider)
 
@@ -465,7 +532,8 @@ def test_learns_to_show_a_painted_ball_from_unseen_cameras():
     optimizer = torch.optim.Adam(field.parameters(), lr=1e-2)
 
     def seen(chosen, cameras: Rig, generator=None):
-        chosen_refs = References(mixed[chosen], rig.K[chosen], rig.T_camera_world[chosen])
+        cams = rig.K[chosen], rig.T_camera_world[chosen]
+        chosen_refs = References(mixed[chosen], *cams, masks=alpha[chosen])
         return field.render(
             chosen_refs, cameras.K, cameras.T_camera_world, size, generator=generator
         )

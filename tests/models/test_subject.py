@@ -13,6 +13,7 @@ from turnaround.models.subject import (
     Subject,
     SubjectNet,
     load_subject,
+    nearest_to,
     pictures_of,
     save_subject,
 )
@@ -44,8 +45,11 @@ def pictures():
     return pictures_of(frames, masks, noise(R, 4, 1, H // 8, W // 8, seed=1), rig)
 
 
+SHAPE = Shape(WIDTH, BLOCKS, 8, 0.4, text_width=12, channels=4)
+
+
 def untrained(pictures, seed: int = 0) -> Subject:
-    return Subject(SubjectNet(Shape(WIDTH, BLOCKS, 8, 0.4, text_width=12), seed), pictures, ())
+    return Subject(SubjectNet(SHAPE, seed), pictures, ())
 
 
 @pytest.fixture
@@ -58,11 +62,15 @@ def subject(pictures):
     return subject
 
 
-def test_means_over_tokens_are_of_the_subject_alone(pictures):
-    """Tokens are 16 pixels; the mask covers 8 of 16 columns and rows 8 to 40."""
+def test_means_over_cells_are_of_the_subject_alone(pictures):
+    """Cells of 4 pixels for masks and of 8 for colors; the mask covers columns 8 to 24, rows 8 to 40."""
     assert pictures.size == SIZE
-    torch.testing.assert_close(pictures.masks[0], torch.tensor([[0.25] * 2, [0.5] * 2, [0.25] * 2]))
-    assert bool((pictures.colors <= pictures.masks[:, None]).all())
+    covered = torch.zeros(12, 8)
+    covered[2:10, 2:6] = 1
+    assert torch.equal(pictures.masks[0], covered)
+    outside = torch.nn.functional.avg_pool2d(covered[None], 2)[0] == 0
+    assert bool((pictures.colors[:, :, outside] == 0).all())
+    assert bool((pictures.colors[:, :, ~outside] > 0).all())
 
 
 def test_injection_begins_as_nothing(pictures):
@@ -80,11 +88,10 @@ def test_file_gives_back_the_same_subject(subject, tmp_path):
     assert again.net.shape == subject.net.shape
     features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
     rendered = [
-        s.net.render(features, s.cameras(s.pictures.rig), s.cameras(s.pictures.rig), SIZE)
-        for s in (subject, again)
+        s.net.render(features, s.known(), s.cameras(s.pictures.rig), SIZE) for s in (subject, again)
     ]
     for i in BLOCKS:
-        assert torch.equal(rendered[0][i].features, rendered[1][i].features)
+        assert torch.equal(rendered[0].features[i], rendered[1].features[i])
 
 
 def test_other_files_are_refused_by_name(subject, tmp_path):
@@ -99,30 +106,61 @@ def test_other_files_are_refused_by_name(subject, tmp_path):
         load_subject(whole)
 
 
+def all_round(count: int) -> Tensor:  # [count, 4, 4]
+    angles = torch.arange(count) * (2 * math.pi / count)
+    return orbit_rig(angles, torch.zeros(count), 1.0, 0.7, W, H).T_camera_world
+
+
 @pytest.mark.parametrize("count", [2, 3, 40])
 def test_a_target_is_never_its_own_reference(count):
     settings = Settings(steps=10, targets=2, references=5)
     seen = set()
     for step in range(60):
-        drawn = draw(settings, step, count)
+        drawn = draw(settings, step, all_round(count))
         assert not set(drawn.targets) & set(drawn.references)
-        assert 1 <= len(drawn.references) <= 5
+        assert min(5, count - len(drawn.targets)) <= len(drawn.references) <= 10
         seen.update(drawn.targets)
         strata = sorted(int(level * len(drawn.levels)) for level in drawn.levels)
         assert strata == list(range(len(drawn.targets)))
     assert len(seen) == count if count < 40 else len(seen) > 30
 
 
+def test_references_stand_near_a_target_and_are_not_always_the_same():
+    """Of 40 all round: the five nearest of a random half, so within some 30 degrees, not 180."""
+    settings, seen = Settings(steps=10, targets=1, references=5), set()
+    for step in range(60):
+        drawn = draw(settings, step, all_round(40))
+        apart = [abs((r - drawn.targets[0] + 20) % 40 - 20) for r in drawn.references]
+        assert len(apart) == 5 and max(apart) <= 10
+        seen.update(apart)
+    assert seen >= set(range(1, 6))
+
+
+def test_a_target_reads_the_references_that_stand_nearest(subject):
+    """Others may as well not be there."""
+    rig, features = subject.pictures.rig, {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
+    targets = subject.cameras(orbit_rig(torch.tensor([0.1, 2.0]), torch.zeros(2), 3.0, 0.7, W, H))
+    near = nearest_to(subject.space.normalised(rig.T_camera_world), targets[1], 3)
+    assert near.tolist() == [[0, 1, 5], [1, 2, 3]]
+    both = subject.net.render(features, subject.known(), targets, SIZE, nearest=3)
+    for n, chosen in enumerate(near.tolist()):
+        some = {i: f[chosen] for i, f in features.items()}
+        target = tuple(part[n : n + 1] for part in targets)
+        alone = subject.net.render(some, subject.known(chosen), target, SIZE)
+        torch.testing.assert_close(alone.features[2][0], both.features[2][n])
+        torch.testing.assert_close(alone.fine.median_depth[0], both.fine.median_depth[n])
+
+
 def test_a_step_depends_on_seed_and_step_alone():
-    one, same, other = (draw(Settings(9, seed=s), 4, 30) for s in (1, 1, 2))
+    one, same, other = (draw(Settings(9, seed=s), 4, all_round(30)) for s in (1, 1, 2))
     assert one.targets == same.targets and one.levels == same.levels
     assert torch.equal(*(torch.rand(3, generator=d.generator) for d in (one, same)))
     assert (one.targets, one.levels) != (other.targets, other.levels)
 
 
 def test_error_outside_the_subject_counts_a_tenth():
-    clean, masks = torch.zeros(1, 4, 1, 4, 4), torch.zeros(1, 2, 2)
-    masks[:, 0] = 0.3
+    clean, masks = torch.zeros(1, 4, 1, 4, 4), torch.zeros(1, 8, 8)
+    masks[:, 1, 0::4] = 0.3  # all of a token counts when some of it is the subject
     inside, outside = (clean.clone() for _ in range(2))
     inside[..., :2, :] = 1
     outside[..., 2:, :] = 1
@@ -134,15 +172,20 @@ def test_error_outside_the_subject_counts_a_tenth():
 
 
 def test_field_losses_are_zero_where_it_shows_the_pictures(subject):
-    cameras = subject.cameras(subject.pictures.rig)
+    net, seen = subject.net, subject.pictures
     features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
-    found = subject.net.render(features, cameras, cameras, SIZE)
-    perfect = {
-        i: replace(r, rgb=subject.pictures.colors, alpha=subject.pictures.masks)
-        for i, r in found.items()
-    }
-    assert field_loss(perfect, subject.pictures) == (0, 0)
-    assert all(x > 0 for x in field_loss(found, subject.pictures))
+    net.measure(features, seen.latents[:, :, 0])
+    found = net.render(features, subject.known(), subject.cameras(seen.rig), SIZE)
+    pool = torch.nn.functional.avg_pool2d
+    clean, alpha = net.normed(seen.latents[:, :, 0]), pool(seen.masks[:, None], 2)[:, 0]
+    torch.testing.assert_close(clean.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    coarse = replace(found.coarse, rgb=pool(seen.colors, 2), alpha=pool(alpha[:, None], 2)[:, 0])
+    fine = replace(found.fine, rgb=seen.colors, alpha=alpha)
+    perfect = replace(found, coarse=coarse, fine=fine, latents=clean)
+    assert float(field_loss(net, perfect, seen)) < 1e-10
+    for part in ("coarse", "fine", "latents"):
+        wrong = replace(perfect, **{part: getattr(found, part)})
+        assert field_loss(net, wrong, seen) > 1e-3
 
 
 def learned(subject: Subject, steps: int, blocks=BLOCKS) -> SubjectTraining:
@@ -152,10 +195,11 @@ def learned(subject: Subject, steps: int, blocks=BLOCKS) -> SubjectTraining:
     training = SubjectTraining(subject, Settings(6, seed=3))
 
     def denoise(drawn):
-        found = training.render({i: f[drawn.references] for i, f in features.items()}, drawn)
+        near = {i: f[drawn.references] for i, f in features.items()}
+        found = training.render(near, drawn) if blocks else None
         tokens = base
-        for block, rendering in found.items():
-            tokens = training.net.inject(block, tokens, rendering.features.flatten(2).mT)
+        for block, seen in found.features.items() if found else ():
+            tokens = training.net.inject(block, tokens, seen.flatten(2).mT)
         if training.net.lora is not None:
             tokens = (
                 tokens + tokens @ training.net.lora.down[0, 0].mT @ training.net.lora.up[0, 0].mT
@@ -172,8 +216,7 @@ def learned(subject: Subject, steps: int, blocks=BLOCKS) -> SubjectTraining:
 
 
 def with_shape(pictures, **other) -> Subject:
-    shape = replace(Shape(WIDTH, BLOCKS, 8, 0.4, text_width=12), **other)
-    return Subject(SubjectNet(shape), pictures, ())
+    return Subject(SubjectNet(replace(SHAPE, **other)), pictures, ())
 
 
 @pytest.mark.parametrize(

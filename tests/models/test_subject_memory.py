@@ -25,7 +25,7 @@ def test_turnaround_tinys_blocks_need_what_was_measured():
 
 def test_fields_and_features_come_on_top():
     shape = replace(WORDS_ALONE, blocks=(1, 3, 5, 7))
-    places = 4 * 5 * 24 * 2 * 180
+    places = 5 * (24 + 4 * 12) * 2 * 180
     features = 4 * (8 + 4) * 180 * 256 * 4
     assert of(shape=shape) - of() == pytest.approx(MARGIN * (places * A_PLACE + features), rel=1e-3)
     assert of(learned=1000) - of() == 16_000

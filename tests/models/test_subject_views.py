@@ -97,19 +97,18 @@ def test_bands_cover_a_picture_once():
         assert rows == list(range(size[0]))
 
 
-def test_what_is_looked_at_in_parts_is_what_all_fields_render(subject, monkeypatch):
+def test_what_is_looked_at_in_parts_is_what_the_field_shows(subject, monkeypatch):
     features = {i: draw(R, 32, 4, 3, seed=5 + i) for i in (0, 1)}
-    known = subject.cameras(subject.pictures.rig)
+    known = subject.known()
     rays = ring(2, 0.3).resized(9, 12)
     wanted = rays.K, subject.space.normalised(rays.T_camera_world)
     monkeypatch.setattr("turnaround.models.subject_views.RAYS_AT_ONCE", 30)  # bands of 3 rows
     calls = []
     with torch.no_grad():
         rgb, alpha, depth = look(subject.net, features, known, wanted, (12, 9), calls.append)
-        whole = subject.net.render(features, known, wanted, (12, 9)).values()
-    torch.testing.assert_close(rgb, torch.stack([r.rgb for r in whole]).mean(0))
-    torch.testing.assert_close(alpha, torch.stack([r.alpha for r in whole]).mean(0))
+        whole = subject.net.look(features, known, wanted, (12, 9))
+    torch.testing.assert_close(rgb, whole.rgb)
+    torch.testing.assert_close(alpha, whole.alpha)
     assert calls == list(range(1, 9))
-    medians = torch.stack([r.median_depth for r in whole]).median(0).values
-    torch.testing.assert_close(depth, torch.where(alpha < 0.5, 0.0, medians))
+    torch.testing.assert_close(depth, torch.where(alpha < 0.5, 0.0, whole.median_depth))
     assert 0 < (alpha < 0.5).float().mean() < 1

@@ -364,7 +364,7 @@ def test_as_many_references_as_asked_run_through_the_model_once(wan, subject):
     sample(model, steps=3)
     assert items == [3] and wrapper.seen is None
     assert references_of(subject, 3) == [0, 1, 3]
-    assert wrapper.features is None and not wrapper.render.renderings
+    assert wrapper.features is None and wrapper.render.renderings is None
 
 
 def test_weights_are_loaded_with_the_model(wan, subject):
@@ -468,8 +468,7 @@ def test_render_subject_shows_what_the_fields_see(wan, subject):
     size = H * detail // 16, W * detail // 16
     rays = RIG.resized(size[1], size[0])
     wanted = rays.K, subject.space.normalised(rays.T_camera_world)
-    known = subject.cameras(subject.pictures.rig)
-    rgb, alpha, depth = look(subject.net, features, known, wanted, size)
+    rgb, alpha, depth = look(subject.net, features, subject.known(), wanted, size)
     made = apply_subject.render_subject(wan, subject, RIG, detail)
     for a, b in zip(made, (rgb, alpha, depth * subject.space.scale), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

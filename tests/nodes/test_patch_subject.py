@@ -104,7 +104,7 @@ def test_views_may_be_latent_frames(wan, subject):
         ]
         comfy.sample.sample(model, start, 1, 1.0, "euler", "simple", told, [], start, seed=0,
                             disable_pbar=True)  # fmt: skip
-        found.update({i: r.features for i, r in wrapper.render.renderings.items()})
+        found.update(wrapper.render.renderings.features)
     for i in as_items:
         assert torch.equal(as_items[i], as_frames[i])
 

@@ -115,7 +115,7 @@ class Untouched:
         dit = self.model.model.diffusion_model
         for name, parameter in dit.named_parameters():
             before, values = self.parameters[name]
-            assert parameter is before and torch.equal(parameter, values), name
+            assert parameter is before and torch.equal(parameter.float(), values.float()), name
         assert not any(m._forward_hooks for m in dit.modules())
         assert not self.model.wrappers and not self.model.patches
         assert "patches_replace" not in self.model.model_options["transformer_options"]
@@ -507,6 +507,22 @@ def test_every_kind_of_wan_learns(vae, kind, views_as):
     subject, _, shown, note = train(model, vae, steps=1, positive=positive, views_as=views_as)
     before.check()
     assert math.isfinite(subject.losses[0]) and shown.isfinite().all() and "no text" not in note
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_models_of_low_precision_learn_what_precise_ones_learn(
+    wan, wan_weights, vae, dtype, lora_rank
+):
+    """The steps' first loss: the field's part and the model's."""
+    model = comfy.sd.load_diffusion_model_state_dict(wan_weights(), {"dtype": dtype})
+    assert next(model.model.diffusion_model.blocks.parameters()).dtype == dtype
+    before = Untouched(model)
+    subject, *_ = train(model, vae, steps=2, lora_rank=lora_rank)
+    before.check()
+    precise, *_ = train(wan, vae, steps=2, lora_rank=lora_rank)
+    assert subject.losses[0] == pytest.approx(precise.losses[0], rel=0.05)
+    assert all(bool(p.isfinite().all()) for p in subject.net.parameters())
 
 
 def test_a_text_model_without_text_is_told(vae):
