@@ -15,10 +15,11 @@ Departs where it is only cheaper: a Gaussian reaches exactly as far as its alpha
 3.33 standard deviations), and the determinant of the projected covariance is summed from terms
 that are all positive, so that needles keep their shape in float32.
 
-A picture does not depend on tiles, chunks or threads, and neither do gradients, but where gsplat draws:
-its gradients are summed in any order. `rasterize_splats_torch.py` is the reference and runs
-everywhere; `rasterize_splats_numba.py` does the same faster on a CPU where numba is installed; on
-CUDA gsplat does where it is installed.
+A picture does not depend on tiles, chunks or threads, and neither do gradients, but where gsplat
+draws: it sums gradients in any order, and up to its version 1.5 it holds alpha at 0.999. What stands
+here and in `rasterize_splats_torch.py` is the reference and runs everywhere;
+`project_splats_numba.py` and `rasterize_splats_numba.py` do the same faster on a CPU where numba is
+installed; on CUDA gsplat composites where it is installed.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ BESIDE = 0.3
 LEAST_ALPHA, MOST_ALPHA = 1 / 255, 0.99
 LEAST_LEFT = 1e-4
 """Transmittance at which a pixel is finished."""
-COMPILING = 4000
-"""Gaussians in a picture from which numba's compiling, some 10 seconds once a process, pays off:
-so many are drawn for a fit, that is thousands of times."""
+COMPILING = 500_000
+"""Gaussians times pictures from which numba's compiling, some 5 seconds once a process, pays off."""
+LEARNING = 1000
+"""Pictures that one with gradients stands for: they are drawn to fit Gaussians."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,35 @@ class Frame(NamedTuple):
     height: int
 
 
+class Projected(NamedTuple):
+    """M Gaussians as a camera sees them."""
+
+    centers: Tensor
+    """[M, 2] pixels."""
+    conics: Tensor
+    """[M, 3] inverse covariance on the picture: xx, xy, yy."""
+    variances: Tensor
+    """[M, 2] square pixels along x and y; without gradients."""
+    depths: Tensor
+    """[M] metres along the optical axis."""
+    normals: Tensor
+    """[M, 3] camera frame."""
+
+
 class Lens(NamedTuple):
     """A camera's picture, pixels, along x and y."""
 
     focal: tuple[float, float]
     middle: tuple[float, float]
     size: tuple[int, int]
+
+    def held(self) -> tuple[tuple[float, float], ...]:
+        """Tangents of the directions, along x and y, between which J is taken: not far beside the
+        picture, where a plane is no longer near a sphere."""
+        return tuple(
+            ((-c - BESIDE * size / 2) / f, (size - c + BESIDE * size / 2) / f)
+            for f, c, size in zip(*self, strict=True)
+        )
 
 
 def render(
@@ -118,7 +143,7 @@ def render(
     height: int,
     background: Tensor | None = None,  # [3] or [3, H, W]; None = black
     geometry: bool = True,  # False = without depth and normals
-    way: str | None = None,  # one of WAYS; None = the quickest
+    way: str | None = None,  # one of WAYS; None = the quickest for a fit or for one picture
 ) -> SplatPicture:
     """Draw Gaussians. Differentiable once, in the Gaussians and in the background."""
     (fx, skew, cx), (_, fy, cy), _ = K.tolist()
@@ -131,10 +156,11 @@ def render(
     some, moved = splats, shifts
     if not drawn.all():
         some, moved = splats.select(drawn), shifts[drawn]
-    placed, frame = _place(some, lens, T, geometry)
+    pictures = LEARNING if wanted else 1
+    way = way or fastest_way(splats.means.device, splats.means.dtype, len(splats) * pictures)
+    placed, frame = _place(some, WAYS[way].project(some, lens, T), lens, T, geometry)
     placed = placed._replace(centers=placed.centers + moved)
-    way = way or fastest_way(splats.means.device, splats.means.dtype, len(some))
-    sums, left = WAYS[way](placed, frame)
+    sums, left = WAYS[way].draw(placed, frame)
     alpha = 1 - left
     radii = frame.reach.amax(1)
     if some is not splats:
@@ -164,59 +190,64 @@ def _drawable(splats: Splats, lens: Lens, T: Tensor) -> Tensor:  # [N] bool
     return (z > NEAR) & (widest < WIDEST * z) & finite
 
 
-def _place(splats: Splats, lens: Lens, T: Tensor, geometry: bool) -> tuple[Placed, Frame]:
-    """Project Gaussians. Features are colours and, with geometry, depths and normals."""
+def _place(
+    splats: Splats, projected: Projected, lens: Lens, T: Tensor, geometry: bool
+) -> tuple[Placed, Frame]:
+    """Features are colours and, with geometry, depths and normals."""
+    centers, conics, variances, depths, normals = projected
+    opacities = splats.opacities.sigmoid()
+    features = splats.colors(-T[:3, :3].T @ T[:3, 3])
+    if geometry:
+        features = torch.cat([features, depths[:, None], normals], 1)
+    with torch.no_grad():
+        spread = 2 * (opacities / LEAST_ALPHA).log().clamp(min=0)
+        reach = (spread[:, None] * variances).sqrt()
+        # From the first pixel's centre to the last one's.
+        last = torch.tensor(lens.size, device=reach.device) - 0.5
+        seen = ((centers + reach >= 0.5) & (centers - reach <= last)).all(1, keepdim=True)
+    frame = Frame(depths.detach(), reach * seen, *lens.size)
+    return Placed(centers, conics, opacities, features), frame
+
+
+# Projection
+
+
+def projected(splats: Splats, lens: Lens, T: Tensor) -> Projected:
     R, t = T[:3, :3], T[:3, 3]
-    x, y, z = torch.addmm(t[:, None], R, splats.means.T)
+    places = torch.addmm(t[:, None], R, splats.means.T)
+    inverse = 1 / places[2]
+    tangents = places[:2] * inverse
     turned = rotation_matrices(splats.rotations).permute(1, 2, 0)
-    turned = (R @ turned.flatten(1)).view_as(turned)
+    turned = (R @ turned.flatten(1)).view_as(turned)  # [3, 3 axes, N] in the camera's frame
     axes = turned * splats.log_scales.T.contiguous().exp()
-    inverse = 1 / z
-    tangents = x * inverse, y * inverse
     # Rows of J R S: a Gaussian's covariance on the picture is their product with themselves.
     across, down = (
-        (f * inverse) * (axes[i] - _held(tangents[i], f, c, size) * axes[2])
-        for i, (f, c, size) in enumerate(zip(*lens, strict=True))
+        (lens.focal[i] * inverse) * (axes[i] - tangents[i].clamp(*lens.held()[i]) * axes[2])
+        for i in range(2)
     )
     xx, xy, yy = (across * across).sum(0), (across * down).sum(0), (down * down).sum(0)
     # Lagrange's identity: xx yy - xy xy without the difference of large numbers.
     area = torch.linalg.cross(across, down, dim=0).square().sum(0)
     determinant = area + LOW_PASS * (xx + yy) + LOW_PASS**2
     xx, yy = xx + LOW_PASS, yy + LOW_PASS
-    opacities = splats.opacities.sigmoid()
-    features = splats.colors(-R.T @ t)
-    if geometry:
-        normals = _normals(splats, turned, torch.stack([x, y, z]))
-        features = torch.cat([features, z[:, None], normals.T], 1)
-    centers = torch.stack(
-        [f * t + c for t, f, c in zip(tangents, lens.focal, lens.middle, strict=True)], 1
+    return Projected(
+        torch.stack([lens.focal[i] * tangents[i] + lens.middle[i] for i in range(2)], 1),
+        torch.stack([yy, -xy, xx], 1) / determinant[:, None],
+        torch.stack([xx, yy], 1).detach(),
+        places[2],
+        _normals(splats, turned, places),
     )
-    conics = torch.stack([yy, -xy, xx], 1) / determinant[:, None]
-    with torch.no_grad():
-        spread = 2 * (opacities / LEAST_ALPHA).log().clamp(min=0)
-        reach = (spread * torch.stack([xx, yy])).sqrt().T
-        # From the first pixel's centre to the last one's.
-        last = torch.tensor(lens.size, device=z.device) - 0.5
-        seen = ((centers + reach >= 0.5) & (centers - reach <= last)).all(1, keepdim=True)
-    frame = Frame(z.detach(), reach * seen, *lens.size)
-    return Placed(centers, conics, opacities, features), frame
-
-
-def _held(tangents: Tensor, focal: float, middle: float, size: int) -> Tensor:
-    """The directions at which J is taken: not far beside the picture, where it is no longer near."""
-    beside = BESIDE * size / 2
-    return tangents.clamp((-middle - beside) / focal, (size - middle + beside) / focal)
 
 
 def _normals(
     splats: Splats,
     axes: Tensor,  # [3, 3 axes, N] of the Gaussians, in the camera's frame
     places: Tensor,  # [3, N] camera frame
-) -> Tensor:  # [3, N]
+) -> Tensor:  # [N, 3]
     shortest = splats.log_scales.detach().argmin(1)
     normals = axes.gather(1, shortest.expand(3, 1, -1))[:, 0]
     away = (normals * places).sum(0).detach() > 0
-    return torch.where(away, -normals, normals)
+    return torch.where(away, -normals, normals).T
 
 
 # Which way
@@ -239,6 +270,21 @@ class _Composite(torch.autograd.Function):
         behind = (sums * pull_sums).sum(0) + left * pull_left
         found = ctx.module.slopes(Placed(*placed), ctx.frame, ctx.lists, pull_sums, behind)
         return None, None, *found
+
+
+class Way(NamedTuple):
+    """One implementation."""
+
+    project: Callable[[Splats, Lens, Tensor], Projected]
+    """Gaussians, lens, T_camera_world -> as `projected`."""
+    draw: Callable[[Placed, Frame], tuple[Tensor, Tensor]]
+    """-> sums of features [C, H, W] and the transmittance that is left [H, W], differentiable."""
+
+
+def _project_numba(splats: Splats, lens: Lens, T: Tensor) -> Projected:
+    from . import project_splats_numba
+
+    return project_splats_numba.projected(splats, lens, T)
 
 
 def _draw_torch(placed: Placed, frame: Frame) -> tuple[Tensor, Tensor]:
@@ -269,38 +315,35 @@ def _draw_gsplat(placed: Placed, frame: Frame) -> tuple[Tensor, Tensor]:
     return sums[0].permute(2, 0, 1), 1 - alpha[0, ..., 0]
 
 
-WAYS: dict[str, Callable[[Placed, Frame], tuple[Tensor, Tensor]]] = {
-    "torch": _draw_torch,
-    "numba": _draw_numba,
-    "gsplat": _draw_gsplat,
+WAYS = {
+    "torch": Way(projected, _draw_torch),
+    "numba": Way(_project_numba, _draw_numba),
+    "gsplat": Way(projected, _draw_gsplat),
 }
-"""Implementations of compositing -> sums of features [C, H, W] and the transmittance that is left
-[H, W], differentiable."""
 
 
 @cache
 def _works(way: str, device: str) -> bool:
     """Whether it draws here: optional packages may be missing or broken."""
-    one = torch.ones(1, device=device)
-    placed = Placed(
-        4 * one.expand(1, 2),
-        torch.tensor([[0.1, 0, 0.1]], device=device),
-        0.9 * one,
-        one.expand(1, 3),
-    )
+    one = torch.ones(1, 4, device=device)
+    ahead = torch.tensor([[0.0, 0.0, 1.0]], device=device)
+    splat = Splats(ahead, one, one[:, :3], 3 * one[0, :1], one[:, None, :3])
+    K = torch.tensor([[8.0, 0, 4], [0, 8, 4], [0, 0, 1]])
     try:
-        sums, left = WAYS[way](placed, Frame(one, 9 * one.expand(1, 2), 8, 8))
-        return bool(sums[0, 3, 3] > 0.8 and left[3, 3] < 0.2)
+        with torch.no_grad():
+            seen = render(splat, K, torch.eye(4), 8, 8, geometry=False, way=way)
+        return bool(seen.alpha[4, 4] > 0.9 and seen.color[0, 4, 4] > 0.7)
     except Exception as reason:  # whatever an optional package raises, torch draws too
         log.info("Gaussians are drawn by torch, as %s does not work here: %s", way, reason)
         return False
 
 
-def fastest_way(device: torch.device, dtype: torch.dtype, count: int) -> str:
-    """The quickest of WAYS for so many Gaussians in a picture; pictures are the same from each."""
+def fastest_way(device: torch.device, dtype: torch.dtype, work: int) -> str:
+    """The quickest of WAYS for so many Gaussians times pictures, all of which draw the same. Who draws
+    many pictures without gradients should ask once and draw all in this way."""
     if dtype == torch.float32:
         if device.type == "cuda" and _works("gsplat", str(device)):
             return "gsplat"
-        if device.type == "cpu" and count >= COMPILING and _works("numba", "cpu"):
+        if device.type == "cpu" and work >= COMPILING and _works("numba", "cpu"):
             return "numba"
     return "torch"

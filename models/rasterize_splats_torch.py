@@ -21,7 +21,7 @@ TILE = 8
 """Pixels along a tile's sides: a Gaussian of an avatar is about as wide."""
 STRETCH = 32
 """Gaussians of a list composited at once."""
-AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 16, 1 << 24
+AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 16, 1 << 22
 """Gaussians times pixels that are worked on at a time on a CPU, for its cache, and elsewhere, for its
 memory."""
 SLACK = 1e-3

@@ -9,11 +9,13 @@ from torch.nn import functional as F
 from turnaround.models import rasterize_splats_torch
 from turnaround.models.cameras import orbit_rig
 from turnaround.models.rasterize_splats import (
+    LEARNING,
     LEAST_ALPHA,
     LEAST_LEFT,
     LOW_PASS,
     MOST_ALPHA,
     NEAR,
+    fastest_way,
     render,
 )
 from turnaround.models.splats import C0, Splats, cat_splats
@@ -437,6 +439,14 @@ def test_shifts_tell_how_centres_pull(way):
         assert not render(splats, K, T, WIDTH, HEIGHT, way=way).shifts.requires_grad
 
 
+def test_compiling_has_to_pay_off():
+    pytest.importorskip("numba")
+    cpu = torch.device("cpu")
+    assert fastest_way(cpu, torch.float32, 20_000) == "torch"  # one picture of an avatar
+    assert fastest_way(cpu, torch.float32, 20_000 * LEARNING) == "numba"
+    assert fastest_way(cpu, torch.float64, 20_000 * LEARNING) == "torch"  # numba draws float32
+
+
 def test_cameras_with_skew_are_refused():
     K = straight(9, 9, 10.0)
     K[0, 1] = 0.5
@@ -447,11 +457,11 @@ def test_cameras_with_skew_are_refused():
 def test_projection_is_that_of_gsplat():
     """Its reference functions run without a graphics card."""
     reference = pytest.importorskip("gsplat.cuda._torch_impl")
-    from turnaround.models.rasterize_splats import Lens, _place
+    from turnaround.models.rasterize_splats import Lens, _place, projected
 
     splats, (K, T) = crowd(200, seed=12, spread=0.7), camera()
     lens = Lens((K[0, 0], K[1, 1]), (K[0, 2], K[1, 2]), (WIDTH, HEIGHT))
-    placed, frame = _place(splats, lens, T, True)
+    placed, frame = _place(splats, projected(splats, lens, T), lens, T, True)
     radii, centers, depths, conics, _ = reference._fully_fused_projection(
         splats.means, splats.covariances(), T[None], K[None], WIDTH, HEIGHT
     )
