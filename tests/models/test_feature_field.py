@@ -395,24 +395,6 @@ def test_jitter_obeys_its_seed_and_stays_in_its_bins():
     assert (places >= edges[..., :-1]).all() and (places <= edges[..., 1:]).all()
 
 
-def test_text_reads_every_sample_before_rendering():
-    """A linear context may as well come after rendering; one that is not must come before."""
-    field, refs = random_field(), references(3)
-    plain = look(field, refs)
-    same = look(field, refs, context=lambda x: x)
-    torch.testing.assert_close(plain.features, same.features, rtol=0, atol=1e-12)
-    shapes = []
-
-    def negative(x: Tensor) -> Tensor:
-        shapes.append(tuple(x.shape))
-        return -x
-
-    turned = look(field, refs, context=negative)
-    behind = (1 - plain.alpha)[:, None] * field.background[:, None, None]
-    torch.testing.assert_close(turned.features - behind, -(plain.features - behind))
-    assert shapes == [(2 * SIZE[0] * SIZE[1], SAMPLES, OUTPUTS)]
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_and_its_geometry_is_not_touched(dtype):
     field, refs = random_field().float(), references(3)
