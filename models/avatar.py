@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .avatar_free import Followed, Nodes, moved
+from .avatar_light import NUMBERS, lit
 from .avatar_mesh import Skin, SkinSpots, pose_spots, posed, spots_of
 from .avatar_uv import Atlas, DetailNet, Shown, detailed, moved_maps
 from .body import Body
@@ -46,10 +47,14 @@ class SkinMotion:
     """The motion that the avatar plays; its template is where the Gaussians stand."""
     places: Places
     """[n] of the body's triangles."""
+    light: Tensor
+    """[9, 3], `avatar_light`."""
     detail: Detail | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.places.faces, len(self.body.faces), "triangle")
+        if self.light.shape != (NUMBERS, 3):
+            raise ValueError(f"A light has shape [{NUMBERS}, 3], not {list(self.light.shape)}.")
 
     @property
     def frame_count(self) -> int:
@@ -78,7 +83,8 @@ class SkinMotion:
             rest = self.body.rest[:, 1]
             read = self.atlas.places(self.spots).read(offsets)
             splats = detailed(splats, read, float(rest.amax() - rest.amin()))
-        return posed(splats, self.spots, pose_spots(self.spots, pose))
+        stand = pose_spots(self.spots, pose)
+        return lit(posed(splats, self.spots, stand), stand.normals, self.light)
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class Avatar:
 
 KIND = "turnaround_avatar"
 SPLATS, BODY, PLACES, NODES, FOLLOWED = "splats.", "body.", "places.", "nodes.", "followed."
-NET, SHOWN = "net.", "shown."
+NET, SHOWN, LIGHT = "net.", "shown.", "light"
 """How the names of a file's tensors begin."""
 
 
@@ -199,7 +205,7 @@ def _tensors(avatar: Avatar) -> dict[str, Tensor]:
     tensors, motion = _named(SPLATS, avatar.splats), avatar.motion
     if isinstance(motion, NodeMotion):
         return tensors | _named(NODES, motion.nodes) | _named(FOLLOWED, motion.followed)
-    tensors |= _named(BODY, motion.body) | _named(PLACES, motion.places)
+    tensors |= _named(BODY, motion.body) | _named(PLACES, motion.places) | {LIGHT: motion.light}
     if motion.detail is not None:
         tensors |= {NET + k: v for k, v in motion.detail.net.state_dict().items()}
         tensors |= _named(SHOWN, motion.detail.shown)
@@ -247,7 +253,7 @@ def _motion(tensors: Mapping[str, Tensor], fps: float) -> SkinMotion | NodeMotio
         net.load_state_dict(_below(NET, tensors))
         detail = Detail(net, Shown(**_below(SHOWN, tensors)))
     body = Body(**_below(BODY, tensors), fps=fps)
-    return SkinMotion(body, Places(**_below(PLACES, tensors)), detail)
+    return SkinMotion(body, Places(**_below(PLACES, tensors)), tensors[LIGHT], detail)
 
 
 def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

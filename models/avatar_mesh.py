@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .body import Body
 from .fit_body import Ground, Places, skin, spread_evenly, triangle_normals
+from .performer import vertex_normals
 from .quats import blended, matrices_to_quats, multiplied, turned, unit
 from .splats import C0, Splats, rotation_matrices
 
@@ -41,9 +42,8 @@ class SkinPose:
     """[N, 4] turns from the template's axes to the world's, smooth over the skin."""
     stretches: Tensor
     """[N, 3, 3] symmetric, template axes: by how much the skin is longer, before it turns."""
-
-    def to(self, device: torch.device | str) -> SkinPose:
-        return SkinPose(*(t.to(device) for t in vars(self).values()))
+    normals: Tensor
+    """[N, 3] world, outwards."""
 
 
 def _edges(vertices: Tensor, faces: Tensor) -> Tensor:  # [M, 3, 3] columns: two edges, the normal
@@ -81,7 +81,8 @@ class Skin:
         signs[:, 2] = torch.linalg.det(u @ vh).sign()
         quats = matrices_to_quats((u * signs[:, None]) @ vh)
         stretches = vh.mT @ (s[..., None] * vh)
-        return SkinPose(vertices, quats.to(vertices), stretches.to(vertices))
+        normals = vertex_normals(vertices[None], self.faces)[0]
+        return SkinPose(vertices, quats.to(vertices), stretches.to(vertices), normals)
 
     def _smooth(self, values: Tensor) -> Tensor:  # [M, 3, 3] -> [N, 3, 3]
         """Means around the vertices; once more over the triangles, so that small ones don't jitter."""
@@ -133,11 +134,14 @@ class SpotPose:
     """[n, 4] turns from the template's axes to the world's."""
     stretches: Tensor
     """[n, 3, 3] symmetric, template axes."""
+    normals: Tensor
+    """[n, 3] world, outwards."""
 
 
 def pose_spots(spots: SkinSpots, pose: SkinPose) -> SpotPose:
     quats = blended(pose.quats[spots.corners], spots.weights)
-    return SpotPose(spots.of(pose.vertices), quats, spots.of(pose.stretches))
+    normals = F.normalize(spots.of(pose.normals), dim=1)
+    return SpotPose(spots.of(pose.vertices), quats, spots.of(pose.stretches), normals)
 
 
 def posed(

@@ -133,8 +133,7 @@ def moved_maps(
     shift = pose.vertices - (rest @ placed.rotations[0].T + placed.offsets[0])
     back = pose.quats * pose.quats.new_tensor([1.0, -1, -1, -1])
     height = rest[:, 1].amax() - rest[:, 1].amin()
-    normals = vertex_normals(pose.vertices[None], atlas.faces)[0]
-    return atlas.drawn(torch.cat([turned(back, shift) / height, normals], 1))
+    return atlas.drawn(torch.cat([turned(back, shift) / height, pose.normals], 1))
 
 
 OUTPUTS = {"move": 3, "turn": 3, "grow": 3, "tint": 3}

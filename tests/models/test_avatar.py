@@ -17,6 +17,7 @@ from turnaround.models.avatar import (
     save_avatar,
 )
 from turnaround.models.avatar_free import Nodes, follow, nodes_at_rest
+from turnaround.models.avatar_light import even_light, lit
 from turnaround.models.avatar_mesh import Skin, pose_spots, posed, splats_on_body
 from turnaround.models.avatar_uv import Atlas, DetailNet, moved_maps, shown_by
 from turnaround.models.body import Body
@@ -51,7 +52,9 @@ def body() -> Body:
 @pytest.fixture
 def on_body(body) -> Avatar:
     splats, _ = splats_on_body(body, COUNT, degree=1)
-    return Avatar(splats, SkinMotion(body, spread_evenly(body.rest[body.faces], COUNT)), body.fps)
+    light = even_light(body.rest) + 0.2 * noise(9, 3)
+    places = spread_evenly(body.rest[body.faces], COUNT)
+    return Avatar(splats, SkinMotion(body, places, light), body.fps)
 
 
 @pytest.fixture
@@ -83,9 +86,9 @@ def test_an_avatar_at_a_frame_is_its_gaussians_on_that_body(on_body):
     motion = on_body.motion
     for f in range(3):
         pose = Skin(motion.body.rest, motion.body.faces).pose(motion.body.vertices[f])
-        assert same(
-            on_body.at(f), posed(on_body.splats, motion.spots, pose_spots(motion.spots, pose))
-        )
+        stand = pose_spots(motion.spots, pose)
+        there = lit(posed(on_body.splats, motion.spots, stand), stand.normals, motion.light)
+        assert same(on_body.at(f), there)
 
 
 def test_times_between_lie_straight_between_and_end_with_the_clip(body):
