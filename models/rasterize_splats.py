@@ -49,6 +49,8 @@ BESIDE = 0.3
 LEAST_ALPHA, MOST_ALPHA = 1 / 255, 0.99
 LEAST_LEFT = 1e-4
 """Transmittance at which a pixel is finished."""
+MOST_PAIRS = 1 << 25
+"""Gaussians times tiles that they reach, as many as are listed: a gradient keeps 52 bytes of each."""
 COMPILING = 500_000
 """Gaussians times pictures from which numba's compiling, some 5 seconds once a process, pays off."""
 LEARNING = 1000
@@ -251,6 +253,14 @@ def _normals(
 
 
 # Which way
+
+
+def refuse_too_many(pairs: int, count: int) -> None:
+    if pairs > MOST_PAIRS:
+        raise ValueError(
+            f"{count} Gaussians reach {pairs / count:.0f} tiles of the picture each, which needs too "
+            "much memory: draw fewer, smaller ones or a smaller picture."
+        )
 
 
 class _Composite(torch.autograd.Function):

@@ -21,7 +21,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .rasterize_splats import LEAST_ALPHA, LEAST_LEFT, MOST_ALPHA, Frame, Placed
+from .rasterize_splats import LEAST_ALPHA, LEAST_LEFT, MOST_ALPHA, Frame, Placed, refuse_too_many
 
 WIDE, TALL = 16, 32
 """Pixels across and down a tile."""
@@ -67,6 +67,10 @@ class Lists(NamedTuple):
     """[tiles + 1] where a tile's list begins."""
     ranks: np.ndarray
     """[E] by tile: whose turn it is."""
+    gaussians: np.ndarray
+    """[M, SHAPE + C] by rank: all that compositing asks of a Gaussian, side by side."""
+    tall: np.ndarray
+    """[M] by rank: pixels above and below its centre that a Gaussian reaches."""
 
 
 def composite(
@@ -75,16 +79,17 @@ def composite(
     centers, conics, opacities, features = _arrays(*placed)
     depths, reach = _arrays(frame.depths, frame.reach)
     order = _nearest_first(depths.view(np.uint32))
-    lists = Lists(order, *_lists(order, centers, reach, frame.width, frame.height))
+    boxes, slots, starts = _boxes(order, centers, reach, frame.width, frame.height)
+    refuse_too_many(int(slots[-1]), len(order))
+    ranks = _ranks(boxes, starts, slots[-1], -(-frame.width // WIDE))
     gaussians = _packed(order, centers, conics, opacities, features)
+    lists = Lists(order, boxes, slots, starts, ranks, gaussians, reach[order, 1])
     sums = np.empty((features.shape[1], frame.height, frame.width), f32)
     left = np.empty((frame.height, frame.width), f32)
     work = kernels(features.shape[1]).composite
     _side_by_side(
-        lambda first, last: work(
-            first, last, lists.starts, lists.ranks, gaussians, reach[order, 1], sums, left
-        ),
-        len(lists.starts) - 1,
+        lambda first, last: work(first, last, starts, ranks, gaussians, lists.tall, sums, left),
+        len(starts) - 1,
     )
     return torch.from_numpy(sums), torch.from_numpy(left), lists
 
@@ -96,19 +101,16 @@ def slopes(
     pull: Tensor,  # [C, H, W] gradient of the sums
     behind: Tensor,  # [H, W] all that a pixel shows, weighted by its gradients
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # as placed
-    centers, conics, opacities, features = _arrays(*placed)
-    reach, pulls, behinds = _arrays(frame.reach, pull, behind)
-    order, boxes, slots, starts, ranks = lists
-    gaussians = _packed(order, centers, conics, opacities, features)
+    pulls, behinds = _arrays(pull, behind)
+    order, boxes, slots, starts, ranks, gaussians, tall = lists
     pairs = np.zeros((len(ranks), gaussians.shape[1]), f32)
-    work = kernels(features.shape[1])
+    work = kernels(len(pulls)).slopes
     _side_by_side(
-        lambda first, last: work.slopes(
-            first, last, starts, ranks, boxes, slots, gaussians, reach[order, 1], pulls, behinds,
-            pairs,
+        lambda first, last: work(
+            first, last, starts, ranks, boxes, slots, gaussians, tall, pulls, behinds, pairs
         ),
         len(starts) - 1,
-    )  # fmt: skip
+    )
     out = np.empty_like(gaussians)
     _sum_pairs(order, slots, pairs, gaussians, out)
     found = torch.from_numpy(out)
@@ -154,8 +156,8 @@ def _nearest_first(keys):
 
 
 @njit(nogil=True, error_model="numpy")
-def _lists(order, centers, reach, width, height):
-    """boxes, slots, starts and ranks of Lists."""
+def _boxes(order, centers, reach, width, height):
+    """boxes, slots and starts of Lists."""
     M = len(order)
     columns, rows = -(-width // WIDE), -(-height // TALL)
     boxes, slots = np.zeros((M, 4), np.int32), np.zeros(M + 1, np.int64)
@@ -184,18 +186,22 @@ def _lists(order, centers, reach, width, height):
                 starts[r * columns + c + 1] += 1
     for tile in range(len(starts) - 1):
         starts[tile + 1] += starts[tile]
-    ranks, ends = np.empty(slots[M], np.int32), starts[:-1].copy()
-    for rank in range(M):
+    return boxes, slots, starts
+
+
+@njit(nogil=True, error_model="numpy")
+def _ranks(boxes, starts, pairs, columns):
+    ranks, ends = np.empty(pairs, np.int32), starts[:-1].copy()
+    for rank in range(len(boxes)):
         for r in range(boxes[rank, 1], boxes[rank, 1] + boxes[rank, 3]):
             for c in range(boxes[rank, 0], boxes[rank, 0] + boxes[rank, 2]):
                 ranks[ends[r * columns + c]] = rank
                 ends[r * columns + c] += 1
-    return boxes, slots, starts, ranks
+    return ranks
 
 
 @njit(nogil=True, error_model="numpy")
 def _packed(order, centers, conics, opacities, features):
-    """[M, SHAPE + C] by rank: all that compositing asks of a Gaussian, side by side."""
     out = np.empty((len(order), SHAPE + features.shape[1]), np.float32)
     for rank in range(len(order)):
         i = order[rank]
@@ -366,7 +372,7 @@ def kernels(C: int) -> Kernels:
             pair[9], pair[10], pair[11], pair[12] = c3, c4, c5, c6
 
     @njit(nogil=True, error_model="numpy")
-    def composite(first, last, starts, ranks, gaussians, reach, sums, left):
+    def composite(first, last, starts, ranks, gaussians, tall, sums, left):
         _, height, width = sums.shape
         columns = -(-width // WIDE)
         state = np.empty((3 + C) * PLANE, np.float32)
@@ -378,7 +384,7 @@ def kernels(C: int) -> Kernels:
                     break
                 g = gaussians[ranks[turn]]
                 mx, my = g[0] - f32(x0), g[1] - f32(y0)
-                start, count = _lines(my, reach[ranks[turn]])
+                start, count = _lines(my, tall[ranks[turn]])
                 composite_lines(state, start, count, mx, my, g, np.log(g[5] / FLOOR))
             for line in range(y0, min(y0 + TALL, height)):
                 for column in range(x0, min(x0 + WIDE, width)):
@@ -388,7 +394,7 @@ def kernels(C: int) -> Kernels:
                         sums[k, line, column] = state[(k + 1) * PLANE + at]
 
     @njit(nogil=True, error_model="numpy")
-    def slopes(first, last, starts, ranks, boxes, slots, gaussians, reach, pulls, behinds, pairs):
+    def slopes(first, last, starts, ranks, boxes, slots, gaussians, tall, pulls, behinds, pairs):
         _, height, width = pulls.shape
         columns = -(-width // WIDE)
         state = np.empty((4 + C) * PLANE, np.float32)
@@ -409,7 +415,7 @@ def kernels(C: int) -> Kernels:
                 down, across = tile // columns - box[1], tile % columns - box[0]
                 pair = pairs[slots[rank] + down * box[2] + across]
                 mx, my = g[0] - f32(x0), g[1] - f32(y0)
-                start, count = _lines(my, reach[rank])
+                start, count = _lines(my, tall[rank])
                 slopes_lines(state, start, count, mx, my, g, np.log(g[5] / FLOOR), pair)
 
     return Kernels(composite, slopes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rasterize_splats import LEAST_ALPHA, LEAST_LEFT, MOST_ALPHA, Frame, Placed
+from .rasterize_splats import LEAST_ALPHA, LEAST_LEFT, MOST_ALPHA, Frame, Placed, refuse_too_many
 
 TILE = 8
 """Pixels along a tile's sides: a Gaussian of an avatar is about as wide."""
@@ -56,6 +56,7 @@ def tile_lists(frame: Frame, centers: Tensor) -> Lists:
     reached = (first <= last).all(1) & (reach > 0).all(1)
     spans = torch.where(reached[:, None], high - low + 1, 0)
     counts = spans.prod(1)
+    refuse_too_many(int(counts.sum()), len(order))
     ranks = torch.repeat_interleave(counts)
     step = torch.arange(len(ranks), device=ranks.device) - (counts.cumsum(0) - counts)[ranks]
     along = spans[ranks, 0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from turnaround.models import rasterize_splats_torch
+from turnaround.models import rasterize_splats, rasterize_splats_torch
 from turnaround.models.cameras import orbit_rig
 from turnaround.models.rasterize_splats import (
     LEARNING,
@@ -437,6 +437,13 @@ def test_shifts_tell_how_centres_pull(way):
         )
     with torch.no_grad():
         assert not render(splats, K, T, WIDTH, HEIGHT, way=way).shifts.requires_grad
+
+
+def test_too_many_large_ones_are_refused(way, monkeypatch):
+    monkeypatch.setattr(rasterize_splats, "MOST_PAIRS", 50)
+    walls = cat_splats([one([0.0, 0, 1 + 0.1 * i], 2.0, 0.5) for i in range(30)])
+    with pytest.raises(ValueError, match="30 Gaussians reach .* tiles of the picture each"):
+        render(walls, straight(33, 33, 9.0), AHEAD, 33, 33, way=way)
 
 
 def test_compiling_has_to_pay_off():
