@@ -36,6 +36,8 @@ LEAST_SIGMA = 0.05
 WARM_UP, LAST_RATE = 20, 0.1
 """Steps until the learning rate is full; its share at the end of a cosine."""
 LONGEST_GRADIENT = 1.0
+RAISED = 2.0**12
+"""The loss on its way back, so that small gradients don't vanish in a model that computes in float16."""
 SLOW = 0.2
 """Of the fields' learning rate: for injections, words and a LoRA."""
 
@@ -200,7 +202,10 @@ class SubjectTraining:
         if renderings is not None:
             loss = loss + field_loss(self.net, renderings, seen)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (RAISED * loss).backward()
+        for weights in self.net.parameters():
+            if weights.grad is not None:
+                weights.grad /= RAISED
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), LONGEST_GRADIENT)
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * self.settings.rate_at(self.step)

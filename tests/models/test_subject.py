@@ -281,3 +281,17 @@ def test_a_model_of_half_precision_keeps_it(subject, dtype):
     assert changed.dtype == dtype
     exact = subject.net.inject(2, x.float(), noise(2, 6, WIDTH, seed=3).to(dtype).float())
     torch.testing.assert_close(changed.float(), exact, atol=0.02, rtol=0.01)
+
+
+def test_small_gradients_come_through_a_model_of_half_precision(pictures):
+    """A billionth is nothing in float16."""
+    training = SubjectTraining(with_shape(pictures, blocks=()), Settings(6))
+
+    def denoise(drawn):
+        clean = pictures.latents[drawn.targets]
+        half = training.net.words.sum().half()
+        made = clean + 1 + 1e-9 * half.float()
+        return made, clean, torch.ones(len(clean)), None
+
+    training.learn(denoise)
+    assert bool((training.net.words != 0).all())
