@@ -36,6 +36,11 @@ def learnable_through(module: nn.Module) -> Iterator[None]:
     try:
         for owner in module.modules():
             for name, parameter in list(owner._parameters.items()):
+                if parameter is not None and type(parameter.detach()) is not Tensor:
+                    raise ValueError(
+                        "'model' has packed weights (such as GGUF), and nothing can be learned through "
+                        "them: load it in bf16, fp16 or fp8 with Load Diffusion Model."
+                    )
                 if parameter is not None and parameter.is_inference():
                     originals.append((owner, name, parameter))
                     alias = _ordinary(parameter.detach())

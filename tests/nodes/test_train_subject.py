@@ -22,7 +22,12 @@ from turnaround.nodes import run as run_module
 from turnaround.nodes.subject_files import LoadSubject, SaveSubject
 from turnaround.nodes.subject_inputs import told
 from turnaround.nodes.subject_lora import with_lora
-from turnaround.nodes.subject_training import LearningBlock, RecomputedBlock, of_items
+from turnaround.nodes.subject_training import (
+    LearningBlock,
+    RecomputedBlock,
+    learnable_through,
+    of_items,
+)
 from turnaround.nodes.train_subject import TrainSubject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -523,6 +528,18 @@ def test_models_of_low_precision_learn_what_precise_ones_learn(
     precise, *_ = train(wan, vae, steps=2, lora_rank=lora_rank)
     assert subject.losses[0] == pytest.approx(precise.losses[0], rel=0.05)
     assert all(bool(p.isfinite().all()) for p in subject.net.parameters())
+
+
+def test_packed_weights_are_one_sentence_and_come_back():
+    class Packed(torch.Tensor):
+        pass
+
+    layer = torch.nn.Linear(3, 3)
+    weight, layer.bias = layer.weight, torch.nn.Parameter(torch.zeros(3).as_subclass(Packed))
+    with pytest.raises(ValueError, match="'model' has packed weights .such as GGUF."):
+        with learnable_through(layer):
+            pass
+    assert layer.weight is weight
 
 
 def test_a_text_model_without_text_is_told(vae):
