@@ -51,8 +51,8 @@ LEAST_LEFT = 1e-4
 """Transmittance at which a pixel is finished."""
 MOST_PAIRS = 1 << 25
 """Gaussians times tiles that they reach, as many as are listed: a gradient keeps 52 bytes of each."""
-COMPILING = 500_000
-"""Gaussians times pictures from which numba's compiling, some 5 seconds once a process, pays off."""
+COMPILING = 1_000_000
+"""Gaussians times pictures from which numba's compiling, some 8 seconds once a process, pays off."""
 LEARNING = 1000
 """Pictures that one with gradients stands for: they are drawn to fit Gaussians."""
 

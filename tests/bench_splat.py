@@ -1,9 +1,9 @@
 """What pictures of Gaussian splats cost: `.venv/bin/python tests/bench_splat.py [--quick]`.
 
-The peer litesplat needs `pip install --no-deps litesplat keras` and what keras imports; what is missing
-is left out with a line. So is gsplat where there is no CUDA: its reference in torch composites
-with compiled functions of its own and of nerfacc, which need a graphics card (its projection runs
-without one, and tests/models/test_rasterize_splats.py compares with it).
+The peer litesplat needs `pip install litesplat`; without it, it is left out with a line. gsplat, gswarp
+and splax draw on graphics cards only. gsplat's reference in torch is no peer on a CPU either: it
+composites with compiled functions of its own and of nerfacc, which need such a card. Its projection
+runs without, and tests/models/test_rasterize_splats.py compares with it.
 
 Method
 - Scene: a figure of six ellipsoids, a person's size, its surface covered with flat Gaussians of
@@ -13,7 +13,8 @@ Method
   backward to all that a Gaussian has. "with maps" also composites depth and normals.
 - Contenders: ours as the pack chooses (numba on a CPU where it is installed), ours in plain torch, and
   the naive reference in torch: the same projection, then a loop over tiles of 16 pixels that
-  composites all Gaussians whose boxes touch the tile, by autograd. gsplat where it runs. litesplat
+  composites all Gaussians whose boxes touch the tile, by autograd; where rounding moves an alpha over
+  1/255, pictures differ by up to that. On CUDA ours is gsplat where it is installed. litesplat
   has no tiles: every pixel meets every Gaussian, by autograd; it draws one of its own batches of
   1,024 pixels, and its time is multiplied to a whole picture.
 - All run in turn in one process on as many threads as torch has (OMP_NUM_THREADS); after a warm-up,
