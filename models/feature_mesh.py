@@ -236,7 +236,8 @@ def _check(depth: Tensor, rig: Rig, anchor: int) -> None:
     if not (depth.isfinite() & (depth > 0)).any():
         raise ValueError(
             "'depth' holds nothing above 0, so there is no surface that features could be laid on: "
-            "give the distance along the optical axis, 0 where nothing is."
+            "give the distance along the optical axis, 0 where nothing is (of a subject's depth: let "
+            "Train Subject take more steps)."
         )
     H, W = depth.shape[-2:]
     # As far from the pictures' shape as rounding the smaller one's sides may bring it.
