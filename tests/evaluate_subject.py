@@ -19,7 +19,7 @@ import evaluate
 import in_comfyui
 import torch
 
-LEARNING, QUICK_LEARNING = 300, 30
+LEARNING, QUICK_LEARNING = 400, 30
 """Steps."""
 
 
