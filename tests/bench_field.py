@@ -1,22 +1,23 @@
 """What a feature field costs: `.venv/bin/python tests/bench_field.py [--quick]`.
 
 Method
-- A field of one block with random features: 8 targets from 8 references around the origin, 24 samples a
-  ray, at Turnaround-Tiny's size (256 wide, 64 inside, 15x12 tokens) and at Wan2.1-1.3B's (1536 wide, 128
-  inside, 30x52 tokens). On CUDA in bfloat16, elsewhere in float32.
+- A subject's fields with random features, latents and outlines: 8 targets from 8 references around the
+  origin, at Turnaround-Tiny's size (256 wide, 15x12 tokens, 4 of 8 blocks) and at Wan2.1-1.3B's (1536
+  wide, 30x52 tokens, 12 of 30 blocks), 64 wide inside: 24 samples on one ray a token, then 12 on four, and
+  what is made of that for every block. On CUDA in bfloat16, elsewhere in float32.
 - "block" is what one block of the DiT computes at the same tokens, from random numbers: the matrix
   products of self-attention, text cross-attention (512 tokens) and feed-forward (4 times the width),
   and attention among all tokens of all targets. So it is no less than a real block takes, but for norms
   and modulation. "injection" joins a rendered map to the block's tokens: with references that stand
-  still a field is rendered once, and this is all that a step of sampling costs. Shares are of a block
-  with field, of one that renders anew at every step and of one that does not.
+  still a subject is rendered once, and this is all that a step of sampling costs. Shares are of a step,
+  all blocks with the injections of the chosen ones: of one that renders anew and of one that does not.
 - The ways run in turn in one process; after a warm-up the median of the rounds counts. "busy" is
   processor time of all threads together: other work on the machine delays the clock, hardly this (of
   an accelerator it says nothing).
 - Stages: Python's profiler over one call, by the functions of models/feature_*.py, each with what it
   calls; so shares overlap where one calls another. On CUDA they are left out: it runs behind Python.
-- Training: a step of 3 targets from 5 references, forward, backward and fused Adam, at several sizes
-  of chunk; peak memory is what it needs above what was resident before it, the field's own parameters
+- Training: a step of 2 targets from 5 references, forward, backward and fused Adam, at several sizes
+  of chunk; peak memory is what it needs above what was resident before it, the fields' own parameters
   and moments not counted (on CUDA: of the allocator).
 - `--learn 250`: instead of all this, so many steps of training on a synthetic performer, and what the
   field then shows from cameras that it was not trained with. 30 pictures of 192x240 on a ring at uneven
@@ -41,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 VIEWS, REFERENCES, SAMPLES = 8, 8, 24
-TRAINED_VIEWS, TRAINED_REFERENCES = 3, 5
+TRAINED_VIEWS, TRAINED_REFERENCES = 2, 5
 TEXT = 512
 CHUNKS = (2**11, 2**13, 2**15, 2**18)
 """Rows, that is places x references; "field" without a number is the pack's own choice."""
@@ -59,19 +60,23 @@ class Case:
     hidden: int
     size: tuple[int, int]
     heads: int
+    blocks: tuple[int, ...]
+    """That the subject goes into."""
+    depth: int
+    """All blocks."""
 
 
-TINY = Case("Turnaround-Tiny", 256, 64, (15, 12), 2)
-WAN = Case("Wan2.1-1.3B", 1536, 128, (30, 52), 12)
+TINY = Case("Turnaround-Tiny", 256, 64, (15, 12), 2, (1, 3, 5, 7), 8)
+WAN = Case("Wan2.1-1.3B", 1536, 64, (30, 52), 12, tuple(range(1, 24, 2)), 30)
 
 
 class Scene:
-    """A field with what it is given."""
+    """A subject's fields with what they are given."""
 
     def __init__(self, case: Case, views: int, references: int, device: torch.device) -> None:
         from turnaround.models.cameras import orbit_rig
-        from turnaround.models.feature_field import FeatureField, Injection, References
         from turnaround.models.feature_rays import visible_reach
+        from turnaround.models.subject import Known, Shape, SubjectNet
 
         self.case, self.device = case, device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -83,42 +88,44 @@ class Scene:
             return rig.K.to(device), rig.T_camera_world.to(device)
 
         generator = torch.Generator().manual_seed(0)
-        cameras = ring(references, 0.0)
-        features = torch.randn(references, case.width, h, w, generator=generator)
-        self.references = References(features.to(device, self.dtype), *cameras)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(references, *shape, generator=generator).to(device, self.dtype)
+
+        K, T = ring(references, 0.0)
+        self.features = {i: drawn(case.width, h, w) for i in case.blocks}
+        self.known = Known(K, T, drawn(16, 2 * h, 2 * w), drawn(4 * h, 4 * w).sigmoid())
         self.targets = ring(views, 0.2)
-        field = FeatureField(
-            case.width, case.hidden, visible_reach(*cameras, case.size), SAMPLES, generator
-        )
-        self.field = field.to(device, self.dtype)
-        self.injection = Injection(case.width).to(device, self.dtype)
+        reach = visible_reach(K.cpu(), T.cpu(), case.size)
+        shape = Shape(case.width, case.blocks, case.hidden, reach, text_width=1)
+        self.net = SubjectNet(shape).to(device, self.dtype)
         self.tokens = torch.randn(1, views * h * w, case.width, generator=generator)
         self.tokens = self.tokens.to(device, self.dtype)
 
     def rays(self, rows: int) -> int:
         """So many in a chunk of this many rows."""
-        return max(1, rows // (len(self.references.features) * SAMPLES))
+        return max(1, rows // (len(self.known.K) * SAMPLES))
 
     def render(self, rows: int | None = None):
         chunk = self.rays(rows) if rows else None
-        return self.field.render(self.references, *self.targets, self.case.size, chunk=chunk)
+        return self.net.render(self.features, self.known, self.targets, self.case.size, chunk=chunk)
+
+    def inject(self, features: Tensor) -> Tensor:
+        """Behind one of the blocks."""
+        return self.net.inject(self.case.blocks[0], self.tokens, features)
 
     def trainer(self, rows: int) -> Callable:
         """One step of training, ready to be called."""
-        optimizer = torch.optim.Adam(self.field.parameters(), lr=1e-3, fused=True)
-        h, w = self.case.size
-        goal = torch.zeros(len(self.targets[0]), self.case.width, h, w).to(self.tokens)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
         generator = torch.Generator(self.device).manual_seed(0)
 
         def step() -> None:
-            got = self.field.render(
-                self.references,
-                *self.targets,
-                self.case.size,
-                generator=generator,
-                chunk=self.rays(rows),
+            got = self.net.render(
+                self.features, self.known, self.targets, self.case.size, generator, self.rays(rows)
             )
-            loss = F.mse_loss(got.features, goal) + got.rgb.mean() + got.alpha.mean()
+            loss = sum(f.square().mean() for f in got.features.values()) + got.latents.mean()
+            for field in (got.coarse, got.fine):
+                loss = loss + field.rgb.mean() + field.alpha.mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -156,27 +163,32 @@ def block(scene: Scene) -> Callable:
 
 @torch.no_grad()
 def compare(scene: Scene, repeats: int, chunks: tuple[int, ...]) -> None:
-    """A call of the field, by chunks, beside the block that it belongs to."""
-    rendered = scene.render().features.flatten(2).mT.reshape(scene.tokens.shape)
+    """A subject rendered for all its blocks, by chunks, beside one block and one injection."""
+    case = scene.case
+    rendered = scene.render().features[case.blocks[0]].flatten(2).mT.reshape(scene.tokens.shape)
     ways = {
-        f"field, chunks of 2^{round(math.log2(n))}": lambda n=n: scene.render(n) for n in chunks
+        f"fields, chunks of 2^{round(math.log2(n))}": lambda n=n: scene.render(n) for n in chunks
     }
-    ways["field"] = scene.render
-    ways["injection"] = lambda: scene.injection(scene.tokens, rendered)
+    ways["fields"] = scene.render
+    ways["injection"] = lambda: scene.inject(rendered)
     ways["block"] = block(scene)
     taken = race(ways, repeats)
-    rows = len(scene.targets[0]) * math.prod(scene.case.size) * SAMPLES
-    rows *= len(scene.references.features)
-    print(f"\n{scene.case.name + ', rendering':30}      ms    busy  ns a row")
+    from turnaround.models.subject import FINE_SAMPLES, RAYS
+
+    rows = len(scene.targets[0]) * math.prod(case.size) * len(scene.known.K)
+    rows *= SAMPLES + RAYS**2 * FINE_SAMPLES
+    print(f"\n{case.name + ', rendering':30}      ms    busy  ns a row")
     for name, t in taken.items():
-        each = f"{1e9 * t.busy / rows:9.1f}" if name.startswith("field") else ""
+        each = f"{1e9 * t.busy / rows:9.1f}" if name.startswith("fields") else ""
         print(f"{name:30} {1e3 * t.median:7.1f} {1e3 * t.busy:7.1f} {each}")
-    field, injection, rest = (taken[name].busy for name in ("field", "injection", "block"))
-    if scene.device.type == "cuda":
-        field, injection, rest = (taken[name].median for name in ("field", "injection", "block"))
-    anew, kept = ((part + injection) / (part + injection + rest) for part in (field, 0.0))
+    clock = "median" if scene.device.type == "cuda" else "busy"
+    fields, injection, block_ = (
+        getattr(taken[name], clock) for name in ("fields", "injection", "block")
+    )
+    ours, rest = len(case.blocks) * injection, case.depth * block_
+    anew, kept = ((part + ours) / (part + ours + rest) for part in (fields, 0.0))
     met = "met" if kept <= GOAL_SHARE else "missed"
-    print(f"share of a block with field: {anew:.0%} rendered anew, {kept:.0%} kept")
+    print(f"share of a step: {anew:.0%} rendered anew, {kept:.1%} kept")
     print(f"Goal: at most {GOAL_SHARE:.0%} of a step with references kept: {met}")
 
 
@@ -233,13 +245,13 @@ class Lesson:
     def references(self, chosen: list[int]):
         from turnaround.models.feature_field import References
 
-        return References(self.features[chosen], *self.at(chosen))
+        return References(self.features[chosen], *self.at(chosen), masks=self.alpha[chosen])
 
     def at(self, chosen: list[int]) -> list[Tensor]:
         return [part[chosen] for part in self.cameras]
 
 
-LEARNED, UNSEEN, TOKEN = 30, 8, 16
+LEARNED, LEARNED_AT_ONCE, UNSEEN, TOKEN = 30, 3, 8, 16
 SHOWN = list(range(0, 24, 3))
 """Eight of the thirty, as references of the unseen cameras."""
 RATE, COLOR, OUTLINE, FEATURES = 6e-3, 50.0, 10.0, 0.1
@@ -317,8 +329,8 @@ def learn(steps: int, hidden: int, rate: float) -> None:
 
     def step() -> None:
         order = torch.randperm(LEARNED, generator=generator).tolist()
-        targets = order[:TRAINED_VIEWS]
-        others = order[TRAINED_VIEWS : TRAINED_VIEWS + TRAINED_REFERENCES]
+        targets = order[:LEARNED_AT_ONCE]
+        others = order[LEARNED_AT_ONCE : LEARNED_AT_ONCE + TRAINED_REFERENCES]
         got = field.render(
             taught.references(others), *taught.at(targets), size, generator=generator
         )

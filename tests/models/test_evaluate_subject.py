@@ -1,12 +1,15 @@
 """The scores of docs/SUBJECT.md tell what they should."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from turnaround.models.subject_memory import A_PLACE, MARGIN
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import subject_page as page  # noqa: E402
 import subject_scores as score  # noqa: E402  (a script beside the tests' folders)
 import subjects  # noqa: E402
 
@@ -77,3 +80,59 @@ def test_the_truth_scores_best(truck):
     got = score.scores(truck.seen.frames, truck)
     assert got["right"] == 100 and got["detail"] == pytest.approx(100)
     assert got["psnr"] == float("inf")
+
+
+# What the page says of them
+
+
+@dataclass(frozen=True)
+class OneSubject:
+    scores: dict
+
+
+def figures(psnr: float, right: float, identity: float) -> dict[str, float]:
+    return {"psnr": psnr, "identity": identity, "right": right, "away": 5, "cross": 4, "detail": 20}
+
+
+def as_published() -> OneSubject:
+    rows = {
+        page.NONE: figures(11, 3, 28), page.WORDS: figures(12, 10, 22), page.FIELD: figures(20, 90, 4),
+        page.RENDERING: figures(20, 92, 4), page.COMPLETION: figures(20, 93, 4),
+        page.TRIP: figures(24, 100, 2),
+    }  # fmt: skip
+    return OneSubject({rooms: dict(rows) for rooms in (False, True)})
+
+
+def test_goals_are_met_by_what_was_published():
+    assert len(page.goals({"a": as_published()})) == 6
+    assert all(goal.met for goal in page.goals({"a": as_published()}))
+
+
+@pytest.mark.parametrize(
+    ("row", "scores", "missed"),
+    [
+        (page.FIELD, figures(14, 90, 4), "PSNR"),
+        (page.FIELD, figures(20, 90, 23), "identity"),
+        (page.RENDERING, figures(20, 12, 4), "cameras"),
+        (page.COMPLETION, figures(20, 80, 4), "cameras"),
+        (page.FIELD, figures(float("nan"), 90, 4), "PSNR"),
+    ],
+)
+def test_a_goal_can_be_missed(row, scores, missed):
+    found = as_published()
+    found.scores[True][row] = scores
+    misses = [goal.text for goal in page.goals({"a": found}) if not goal.met]
+    assert len(misses) == 1 and misses[0].startswith(missed)
+
+
+def test_means_are_over_subjects():
+    other = as_published()
+    other.scores[False][page.FIELD] = figures(10, 50, 8)
+    mean = page.mean_of({"a": as_published(), "b": other}, rooms=False)[page.FIELD]
+    assert (mean["psnr"], mean["right"], mean["identity"]) == (15, 70, 6)
+    assert "| **field** | 15.00 | 6.00 | 70 |" in page.table({page.FIELD: mean}, [page.FIELD])
+
+
+def test_what_a_field_keeps_is_what_is_counted():
+    """models/subject_memory.py's figure, with the fifth that it adds."""
+    assert 1.0 < MARGIN * A_PLACE / page.kept_bytes() < 1.4
