@@ -12,6 +12,10 @@ again as long as the code that learns is the same.
 
 import argparse
 import datetime
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +25,33 @@ import torch
 
 LEARNING, QUICK_LEARNING = 400, 30
 """Steps."""
+SIDE_BY_SIDE = (
+    ("person:field", "lamp:field"),
+    ("truck:field", "person:words", "truck:words", "lamp:words"),
+)
+"""What two processes of one thread learn, in about the same time: two threads in one would mostly wait
+for each other."""
+
+
+def learn(steps: int, folder: Path, jobs: list[str]) -> None:
+    """In a process of its own."""
+    in_comfyui.start()
+    import subject_learning
+
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        models = in_comfyui.tiny_models()
+        for name, kind in (job.split(":") for job in jobs):
+            case = subject_learning.case(name, models[1])
+            subject_learning.learned(models, case, steps, kind == "field", folder)
+
+
+def learn_side_by_side(steps: int, folder: Path) -> None:
+    command = [sys.executable, __file__, "--steps", str(steps), "--keep", str(folder), "--learn"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    running = [subprocess.Popen([*command, *jobs], env=environment) for jobs in SIDE_BY_SIDE]
+    if any([process.wait() for process in running]):
+        raise SystemExit("Learning failed: see above.")
 
 
 def main() -> None:
@@ -28,8 +59,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the truck alone, learned briefly")
     parser.add_argument("--keep", type=Path, help="folder of what is learned, to be used again")
     parser.add_argument("--steps", type=int, default=LEARNING, help="of learning, each")
+    parser.add_argument("--learn", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.learn:
+        return learn(chosen.steps, chosen.keep, chosen.learn)
+    with tempfile.TemporaryDirectory() as passing:
+        evaluate_all(chosen, chosen.keep or Path(passing))
+
+
+def evaluate_all(chosen: argparse.Namespace, folder: Path) -> None:
     threads, began = torch.get_num_threads(), time.monotonic()
+    earlier = set(folder.glob("*"))
+    if not chosen.quick:
+        learn_side_by_side(chosen.steps, folder)
     in_comfyui.start()
     import subject_page
     import subject_rows
@@ -41,13 +83,11 @@ def main() -> None:
         names, steps, ways = ("truck",), QUICK_LEARNING, subject_rows.QUICK
     with torch.inference_mode():
         models = in_comfyui.tiny_models()
-        found = {
-            name: subject_rows.of_subject(name, ways, models, steps, chosen.keep) for name in names
-        }
-    kept = any(cost.kept for f in found.values() for cost in f.costs.values())
+        found = {name: subject_rows.of_subject(name, ways, models, steps, folder) for name in names}
+    kept = any(cost.file in earlier for f in found.values() for cost in f.costs.values())
     facts = {
         "date": datetime.date.today().isoformat(), "commit": evaluate.commit(),
-        "machine": evaluate.machine(), "torch": torch.__version__, "threads": threads,
+        "machine": evaluate.machine(), "torch": torch.__version__,
         "minutes": (time.monotonic() - began) / 60, "steps": steps, "sampling": subject_rows.STEPS,
         "shown": "; ".join(n.replace("*", "") for n in subject_rows.SHOWN),
         "kept": " What was learned came from an earlier run of the same code." if kept else "",

@@ -60,8 +60,8 @@ class Cost:
     hardly this."""
     peak: float
     """MiB beside what was resident before it; NaN where this system can't tell."""
-    kept: bool = False
-    """Learned in an earlier run."""
+    file: Path
+    """Where it is kept."""
 
 
 def drawing(name: str) -> subject_scores.Drawn:
@@ -96,16 +96,13 @@ def code() -> str:
     return hashlib.sha256(b"".join([*texts, repr(settings).encode()])).hexdigest()[:10]
 
 
-def learned(
-    models, given: Case, steps: int, fields: bool, folder: Path | None
-) -> tuple[Subject, Cost]:
+def learned(models, given: Case, steps: int, fields: bool, folder: Path) -> tuple[Subject, Cost]:
     """From the folder if it was learned before."""
     kind = "field" if fields else "words"
-    path = folder and folder / f"{given.name}_{kind}_{steps}_{code()}.safetensors"
-    if path and path.exists():
-        return load_subject(path), Cost(
-            **json.loads(path.with_suffix(".json").read_text()) | {"kept": True}
-        )
+    path = folder / f"{given.name}_{kind}_{steps}_{code()}.safetensors"
+    if path.exists():
+        figures = json.loads(path.with_suffix(".json").read_text())
+        return load_subject(path), Cost(**figures, file=path)
     model, vae, _ = models
     shape = train_subject.wanted_shape(model, EVERY, 4, 0 if fields else RANK)
     shape = shape if fields else replace(shape, blocks=())
@@ -117,14 +114,13 @@ def learned(
     subject = _learn(model, begun, settings, conditions)
     seconds, busy = time.monotonic() - clock, time.process_time() - busy
     peak = (bench_geometry.resident("VmHWM") - before) / 2**20 if before else float("nan")
-    cost = Cost(steps, seconds, busy, peak)
+    figures = {"steps": steps, "seconds": seconds, "busy": busy, "peak": peak}
     say(f"  {given.name}, {kind}: {steps} steps in {seconds:.0f} s, {peak:.0f} MiB")
     subject = replace(subject, training={})
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_subject(path, subject)
-        path.with_suffix(".json").write_text(json.dumps(vars(cost)))
-    return subject, cost
+    folder.mkdir(parents=True, exist_ok=True)
+    save_subject(path, subject)
+    path.with_suffix(".json").write_text(json.dumps(figures))
+    return subject, Cost(**figures, file=path)
 
 
 def _learn(model, begun: Subject, settings: Settings, conditions: list) -> Subject:

@@ -217,8 +217,8 @@ def page(found: dict, names: list[str], facts: dict) -> str:
     return f"""# What a learned subject looks like
 
 Written by `tests/evaluate_subject.py`, everything in one run; not edited by hand.
-{facts["date"]}, commit {facts["commit"]}, {facts["machine"]} ({facts["threads"]} threads), torch {facts["torch"]},
-{facts["minutes"]:.0f} minutes.{facts["kept"]} Turnaround-Tiny, views of 192x240, {facts["sampling"]} steps, cfg 1, the same noise in
+{facts["date"]}, commit {facts["commit"]}, {facts["machine"]}, torch {facts["torch"]}, {facts["minutes"]:.0f} minutes.{facts["kept"]}
+Turnaround-Tiny, views of 192x240, {facts["sampling"]} steps, cfg 1, the same noise in
 every row. Subjects ({", ".join(found)}) were learned from 30 pictures each, before rooms that are other
 ones in every picture, in {facts["steps"]} steps, and are shown from 8 cameras between those of the pictures.
 Figures are means over the subjects.
@@ -258,7 +258,8 @@ makes nothing up by itself, so that it forgets what it is no longer told.
 
 {costs(found)}
 
-*busy*: processor time of all threads. *peak*: beside what was resident before.
+Two are learned at a time, each with one thread. *busy*: processor time. *peak*: beside what was resident
+before.
 
 ## How the scores were checked
 

@@ -138,16 +138,15 @@ class Found:
     """Identity distance to another subject's pictures."""
 
 
-def of_subject(name: str, ways: tuple[Way, ...], models, steps: int, keep: Path | None) -> Found:
+def of_subject(name: str, ways: tuple[Way, ...], models, steps: int, folder: Path) -> Found:
     """All rows of one subject, in both kinds of surroundings."""
-
     model, vae, _ = models
     evaluate.say(name)
     case = subject_learning.case(name, vae)
     poses = subject_scores.poses_of(case.drawn, case.rig)
     given, costs = {}, {}
     for fields in (True, False):
-        given[fields], costs[fields] = subject_learning.learned(models, case, steps, fields, keep)
+        given[fields], costs[fields] = subject_learning.learned(models, case, steps, fields, folder)
     depth = render_subject(model, given[True], case.rig, DEPTH_DETAIL)[2]
     scores, shown = {}, {}
     for rooms in (False, True):
