@@ -221,7 +221,8 @@ class TrainSubject(io.ComfyNode):
                                "(Views as Latent Frames), so that a Wan's own attention joins them."),
                 io.Int.Input("frame", default=0, min=0, max=100_000,
                              tooltip="Which moment of 'views' with several frames a camera."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1,
+                # Not "seed": the page would draw another one for every run, and train anew.
+                io.Int.Input("training_seed", default=0, min=0, max=2**63 - 1,
                              tooltip="Same seed, same subject."),
                 io.String.Input("filename_prefix", default="subjects/subject",
                                 tooltip="Below ComfyUI's output folder: where it is kept every minute "
@@ -243,7 +244,7 @@ class TrainSubject(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, vae, steps, learning_rate, blocks, resolution, words, lora_rank, targets,
-        views_as, frame, seed, filename_prefix,
+        views_as, frame, training_seed, filename_prefix,
         views: Views | None = None, images: Tensor | None = None, masks: Tensor | None = None,
         rig: Rig | None = None, positive=None, subject: Subject | None = None,
     ) -> io.NodeOutput:  # fmt: skip
@@ -255,14 +256,14 @@ class TrainSubject(io.ComfyNode):
                 given_pictures(views, images, masks, rig, frame), resolution
             )
             notes.append(note)
-        begun = begin(shape, encoded(given, vae), seed) if subject is None else None
+        begun = begin(shape, encoded(given, vae), training_seed) if subject is None else None
         if subject is not None:
             begun = continued(subject, shape)
             if given is not None:
                 check_same_pictures(subject, given)
         conditions, note = told(model, vae, positive, begun.pictures)
         notes.append(note)
-        settings = Settings(steps, learning_rate, targets, seed=seed)
+        settings = Settings(steps, learning_rate, targets, seed=training_seed)
         started = time.monotonic()
         learning = learn(model, vae, begun, settings, conditions, views_as == FRAMES, file)
         notes.insert(0, summary(learning, time.monotonic() - started))

@@ -55,6 +55,16 @@ def test_embedded_weights_are_listed_by_the_native_loaders(object_info):
     assert "turnaround_tiny_vae.safetensors" in vaes
 
 
+def test_the_page_adds_no_widget_that_a_node_does_not_know_of(object_info):
+    """It puts control_after_generate behind every number called seed, asked or not: widgets after it
+    would be one off in saved workflows."""
+    for name in our_node_ids():
+        sockets = object_info[name]["input"]
+        for each, spec in {**sockets.get("required", {}), **sockets.get("optional", {})}.items():
+            if each in ("seed", "noise_seed"):
+                assert spec[1].get("control_after_generate"), name
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_template_and_thumbnail_are_served(server, path):
     assert path.stem in server.get("/workflow_templates")[PACK]

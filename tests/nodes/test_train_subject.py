@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 R, W, H = 6, 32, 48
 SETTINGS = dict(
     steps=3, learning_rate=6e-3, blocks="all", resolution=48, words=2, lora_rank=0, targets=2,
-    views_as="items", frame=0, seed=0, filename_prefix="subjects/truck",
+    views_as="items", frame=0, training_seed=0, filename_prefix="subjects/truck",
 )  # fmt: skip
 
 
