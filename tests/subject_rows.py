@@ -72,13 +72,11 @@ class Context:
 
 
 def behind(count: int, rooms: bool) -> Tensor:  # [V, 3, H, W]
-
     return subjects.rooms(count, *SIZE, UNSEEN_ROOMS) if rooms else subjects.plain(count, *SIZE)
 
 
 def outside_a_box(frames: Tensor, masks: Tensor) -> Tensor:  # [V, 3, H, W], [V, H, W]
     """The surroundings, grey (not known) in a box around the subject."""
-
     told = frames.clone()
     for v, mask in enumerate(masks > 0):
         rows, columns = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
@@ -89,7 +87,6 @@ def outside_a_box(frames: Tensor, masks: Tensor) -> Tensor:  # [V, 3, H, W], [V,
 
 def context_of(case, poses, vae, rooms: bool) -> Context:
     """What is told of the surroundings stands where Turnaround-Tiny expects seen points."""
-
     V, (W, H) = len(case.rig), (case.rig.width, case.rig.height)
     seen = case.drawn(case.rig, behind(V, rooms))
     told = nothing_known(vae, 1, W, H).repeat(V, 1, 1, 1, 1)
@@ -103,7 +100,6 @@ def context_of(case, poses, vae, rooms: bool) -> Context:
 
 def patched(way: Way, model, given: dict[bool, object], rig, depth: Tensor):
     """MODEL with all of a row's nodes."""
-
     if way.fields is not None:
         model = apply_subject(model, given[way.fields], rig, way.share, way.guidance)
     if way.rendering or way.completion:
@@ -116,7 +112,6 @@ def patched(way: Way, model, given: dict[bool, object], rig, depth: Tensor):
 
 
 def sampled(model, vae, conditions: list, rig) -> Tensor:  # [V, 3, H, W]
-
     empty = torch.zeros(len(rig), 16, 1, rig.height // 8, rig.width // 8)
     noise = comfy.sample.prepare_noise(empty, SEED)
     latents = comfy.sample.sample(
@@ -172,7 +167,6 @@ def of_subject(name: str, ways: tuple[Way, ...], models, steps: int, folder: Pat
 
 
 def decoded(vae, latents: Tensor) -> Tensor:  # [V, 3, H, W]
-
     return decode_views(vae, latents.split(1))[:, 0].float()
 
 
@@ -197,7 +191,6 @@ def sheet(found: dict[str, Found]) -> Tensor:  # [3, rows H, subjects views W]
 
 def save(picture: Tensor) -> None:
     """As good a JPEG as the limit allows."""
-
     for quality in range(92, 40, -5):
         to_pil(picture.clamp(0, 1)).save(PICTURE, quality=quality)
         if PICTURE.stat().st_size < LARGEST_PICTURE:
