@@ -25,33 +25,28 @@ import torch
 
 LEARNING, QUICK_LEARNING = 400, 30
 """Steps."""
-SIDE_BY_SIDE = (
-    ("person:field", "lamp:field"),
-    ("truck:field", "person:words", "truck:words", "lamp:words"),
-)
-"""What two processes of one thread learn, in about the same time: two threads in one would mostly wait
-for each other."""
+NAMES = ("person", "truck", "lamp")
 
 
-def learn(steps: int, folder: Path, jobs: list[str]) -> None:
-    """In a process of its own."""
+def evaluate_one(name: str, steps: int, quick: bool, folder: Path) -> None:
+    """In a process of its own, of one thread: two threads would mostly wait for each other."""
     in_comfyui.start()
-    import subject_learning
+    import subject_rows
 
     torch.set_num_threads(1)
+    ways = subject_rows.QUICK if quick else (*subject_rows.ABLATION, *subject_rows.SHARES)
     with torch.inference_mode():
-        models = in_comfyui.tiny_models()
-        for name, kind in (job.split(":") for job in jobs):
-            case = subject_learning.case(name, models[1])
-            subject_learning.learned(models, case, steps, kind == "field", folder)
+        found = subject_rows.of_subject(name, ways, in_comfyui.tiny_models(), steps, folder)
+    subject_rows.save_found(folder, name, found)
 
 
-def learn_side_by_side(steps: int, folder: Path) -> None:
-    command = [sys.executable, __file__, "--steps", str(steps), "--keep", str(folder), "--learn"]
+def evaluate_side_by_side(names: tuple[str, ...], steps: int, quick: bool, folder: Path) -> None:
+    command = [sys.executable, __file__, "--steps", str(steps), "--keep", str(folder)]
+    command += ["--quick"] if quick else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    running = [subprocess.Popen([*command, *jobs], env=environment) for jobs in SIDE_BY_SIDE]
+    running = [subprocess.Popen([*command, "--only", name], env=environment) for name in names]
     if any([process.wait() for process in running]):
-        raise SystemExit("Learning failed: see above.")
+        raise SystemExit("Not all subjects could be evaluated: see above.")
 
 
 def main() -> None:
@@ -59,31 +54,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the truck alone, learned briefly")
     parser.add_argument("--keep", type=Path, help="folder of what is learned, to be used again")
     parser.add_argument("--steps", type=int, default=LEARNING, help="of learning, each")
-    parser.add_argument("--learn", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.learn:
-        return learn(chosen.steps, chosen.keep, chosen.learn)
+    steps = QUICK_LEARNING if chosen.quick else chosen.steps
+    if chosen.only:
+        return evaluate_one(chosen.only, steps, chosen.quick, chosen.keep)
     with tempfile.TemporaryDirectory() as passing:
-        evaluate_all(chosen, chosen.keep or Path(passing))
+        evaluate_all(steps, chosen.quick, chosen.keep or Path(passing))
 
 
-def evaluate_all(chosen: argparse.Namespace, folder: Path) -> None:
-    threads, began = torch.get_num_threads(), time.monotonic()
-    earlier = set(folder.glob("*"))
-    if not chosen.quick:
-        learn_side_by_side(chosen.steps, folder)
+def evaluate_all(steps: int, quick: bool, folder: Path) -> None:
+    began, earlier = time.monotonic(), set(folder.glob("*"))
+    names = NAMES[1:2] if quick else NAMES
+    evaluate_side_by_side(names, steps, quick, folder)
     in_comfyui.start()
     import subject_page
     import subject_rows
 
-    torch.set_num_threads(threads)  # the tests keep to two
-    names, steps = subject_rows.NAMES, chosen.steps
-    ways = (*subject_rows.ABLATION, *subject_rows.SHARES)
-    if chosen.quick:
-        names, steps, ways = ("truck",), QUICK_LEARNING, subject_rows.QUICK
-    with torch.inference_mode():
-        models = in_comfyui.tiny_models()
-        found = {name: subject_rows.of_subject(name, ways, models, steps, folder) for name in names}
+    found = {name: subject_rows.load_found(folder, name) for name in names}
     kept = any(cost.file in earlier for f in found.values() for cost in f.costs.values())
     facts = {
         "date": datetime.date.today().isoformat(), "commit": evaluate.commit(),
@@ -92,8 +80,9 @@ def evaluate_all(chosen: argparse.Namespace, folder: Path) -> None:
         "shown": "; ".join(n.replace("*", "") for n in subject_rows.SHOWN),
         "kept": " What was learned came from an earlier run of the same code." if kept else "",
     }  # fmt: skip
-    text = subject_page.page(found, [w.name for w in subject_rows.ABLATION if w in ways], facts)
-    if chosen.quick:
+    ways = subject_rows.QUICK if quick else subject_rows.ABLATION
+    text = subject_page.page(found, [way.name for way in ways], facts)
+    if quick:
         evaluate.sys.stdout.write(text)
         return
     subject_rows.save(subject_rows.sheet(found))

@@ -84,6 +84,14 @@ def goals(found: dict) -> list[Goal]:
             min(rendered, field) > words + EACH and completed > rendered - EACH,
             told([words, field, rendered, completed], 0),
         ))  # fmt: skip
+        order = (FIELD, RENDERING, COMPLETION)
+        checked.append(Goal(
+            f"the parts in the published order, {where}: field, + rendering, + completion bring the PSNR "
+            "up and the difference between views down (PSNR; cross-view)",
+            of("psnr", *order) == sorted(of("psnr", *order))
+            and of("cross", *order) == sorted(of("cross", *order), reverse=True),
+            f"{told(of('psnr', *order))}; {told(of('cross', *order))}",
+        ))  # fmt: skip
     return checked
 
 
@@ -237,6 +245,8 @@ where it looks from; MVCustom's can, by text. Its camera accuracies: {published}
 Image guidance, rendering (anchor: the middle view, 70 % of the steps, as published) and completion (30 %)
 come on top of the field; depth is the field's own.
 
+Where all cameras are right with the field alone, rendering and completion can't make more of them right.
+
 ## Subject by subject, before rooms
 
 PSNR of the subject:
@@ -258,8 +268,8 @@ makes nothing up by itself, so that it forgets what it is no longer told.
 
 {costs(found)}
 
-Two are learned at a time, each with one thread. *busy*: processor time. *peak*: beside what was resident
-before.
+Several are learned at a time, each with one thread, so that minutes are more than for one alone. *busy*:
+processor time. *peak*: beside what was resident before.
 
 ## How the scores were checked
 

@@ -5,6 +5,7 @@ To be imported when the pack is inside ComfyUI (in_comfyui.start).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import subject_page
 import subject_scores
 import subjects
 import torch
+from safetensors.torch import load_file, save_file
 from subject_learning import SIZE, UNSEEN_ROOMS, encoded
 from torch import Tensor
 from turnaround.models.feature_mesh import middle_view
@@ -26,7 +28,8 @@ from turnaround.nodes.run import to_pil
 from turnaround.nodes.views import decode_views
 
 STEPS, SEED, DEPTH_DETAIL = 6, 0, 4
-NAMES = ("person", "truck", "lamp")
+OTHER = {"person": "lamp", "truck": "person", "lamp": "truck"}
+"""The subject that another's identity is compared with."""
 PICTURE = subject_page.PAGE.parent / "pictures" / "subject.jpg"
 LARGEST_PICTURE = 300_000
 """Bytes."""
@@ -158,12 +161,34 @@ def of_subject(name: str, ways: tuple[Way, ...], models, steps: int, folder: Pat
         for n, found in scores[rooms].items():
             evaluate.say(f"  {n}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()))
         shown |= {f"{n}{' in a room' if rooms else ''}": frames for n, frames in rows.items()}
-    stranger = subject_learning.case(NAMES[NAMES.index(name) - 1], vae).learned
+    stranger = subject_learning.case(OTHER[name], vae).learned
     away = subject_scores.identity_distance(
         subject_scores.patches(stranger.frames, stranger.masks),
         subject_scores.patches(case.learned.frames, case.learned.masks),
     )
     return Found(scores, shown, costs, subject_scores.chance(poses, case.rig), away)
+
+
+def save_found(folder: Path, name: str, found: Found) -> None:
+    """For another process."""
+    told = {
+        "scores": [found.scores[rooms] for rooms in (False, True)],
+        "costs": [vars(found.costs[fields]) for fields in (False, True)],
+        "chance": found.chance, "other": found.other,
+    }  # fmt: skip
+    (folder / f"{name}_found.json").write_text(json.dumps(told, default=str))
+    save_file({n: t.contiguous() for n, t in found.shown.items()}, folder / f"{name}_found.tensors")
+
+
+def load_found(folder: Path, name: str) -> Found:
+    told = json.loads((folder / f"{name}_found.json").read_text())
+    scores = dict(zip((False, True), told["scores"], strict=True))
+    costs = {
+        fields: subject_learning.Cost(**cost | {"file": Path(cost["file"])})
+        for fields, cost in zip((False, True), told["costs"], strict=True)
+    }
+    shown = load_file(folder / f"{name}_found.tensors")
+    return Found(scores, shown, costs, told["chance"], told["other"])
 
 
 def decoded(vae, latents: Tensor) -> Tensor:  # [V, 3, H, W]
