@@ -16,9 +16,9 @@ tokens alone and not by every sample as well, which would be C / hidden times th
 does not show a place has no say, and where none does there is nothing; those that look from where the
 target does begin with more say. Since one subject is learned and not all, the averaged view also hears
 how much the references differ there, whether the place is inside of their outlines (visual hull), where
-it is, and what is kept of it in a small volume. All of it together, after 120 steps and against the
-same without: 25.8 dB for 20.7 of colors in cells of 8 pixels from unseen cameras, depth off by 3.7 cm
-for 5.1.
+it is, and what is kept of it in a small volume. Of a truck, after 120 steps, from unseen cameras,
+colors in cells of 8 pixels: 20.7 dB with references spread all round, 23.0 with the nearest, 25.0 to
+25.4 with outlines and say by angle as well.
 """
 
 from __future__ import annotations

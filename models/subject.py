@@ -10,7 +10,9 @@ Departs from the published: not a field of one ray a token for every block, but 
 which a coarse one shows where to look, with four rays a token, since one ray can't tell what lies where
 inside of 16 pixels (a truck on Turnaround-Tiny, 300 steps, less time a step: 17.1 for 16.5 dB); it also
 reads the references' latents and outlines, and learns to predict the targets' latents; and every target
-reads the references that stand nearest to it.
+reads the references that stand nearest to it. Injections act as far as the subject covers a token: what
+is around it stays the model's own, also when it was learned before surroundings that change (the truck,
+before rooms: 19.4 dB after 160 steps for 19.2 after 400, and no speckles around it).
 
 Frames: cameras are OpenCV; fields work in the subject's space (feature_rays.SubjectSpace); the token
 grid is the picture's divided by TOKEN, its centres at +0.5.
@@ -124,7 +126,8 @@ class Renderings:
     """A subject from N cameras."""
 
     features: dict[int, Tensor]
-    """By block: [N, C, h, w]."""
+    """By block: [N, C + 1, h, w]; last, how much of the token the subject covers: the most that any of
+    its rays meets."""
     coarse: Rendering
     """One ray a token."""
     fine: Rendering
@@ -214,7 +217,10 @@ class SubjectNet(nn.Module):
         finer = (RAYS * size[0], RAYS * size[1])
         fine = self._each("fine", features, known, (K, T), finer, coarse, generator, chunk, nearest)
         packed = F.pixel_unshuffle(fine.features, RAYS).movedim(1, -1)
-        tokens = {i: self.heads[str(i)](packed).movedim(-1, 1) for i in self.shape.blocks}
+        # Injections are not to bargain with the outline.
+        covered = F.max_pool2d(fine.alpha.detach()[:, None], RAYS).to(packed)
+        heads = {i: self.heads[str(i)](packed).movedim(-1, 1) for i in self.shape.blocks}
+        tokens = {i: torch.cat([head, covered], 1) for i, head in heads.items()}
         latents = self.heads["latents"](fine.features.movedim(1, -1)).movedim(-1, 1)
         return Renderings(tokens, coarse, fine, latents)
 
@@ -256,13 +262,15 @@ class SubjectNet(nn.Module):
         self,
         block: int,
         x: Tensor,  # [..., L, C] tokens of targets
-        features: Tensor,  # [..., L, C] what the field has there
+        features: Tensor,  # [..., L, C + 1] what the field has there, and how much the subject covers
     ) -> Tensor:
-        """The tokens with the subject in them, in their own precision."""
+        """The tokens with the subject in them, in their own precision; where it is not, as they were."""
         injection = self.injections[str(block)]
         precise = injection.change.weight.dtype
         scale = self.scales[self.shape.blocks.index(block)].to(precise)
-        return (scale * injection(x.to(precise) / scale, features)).to(x)
+        given, covered = x.to(precise), features[..., -1:].to(precise)
+        changed = scale * injection(given / scale, features[..., :-1])
+        return torch.lerp(given, changed, covered).to(x)
 
 
 def nearest_to(

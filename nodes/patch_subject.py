@@ -52,7 +52,8 @@ class Injecting:
 
     net: SubjectNet
     rendered: dict[int, Tensor]
-    """By block: [N, L, C] of the N cameras in this run; or [N, T, L, C], other at every moment."""
+    """By block: [N, L, C + 1] of the N cameras in this run, as the subject gives them; or
+    [N, T, L, C + 1], other at every moment."""
     chunks: int
     views: int
     """Batch items of a chunk that are sampled; references of other patches stand before them."""
@@ -67,7 +68,8 @@ class Injecting:
         guests = chunks.shape[1] - self.views
         views = chunks[:, guests:].unflatten(2, (-1, L))  # [n, V, T, L, C]
         seen = there if self.views == N else there.transpose(0, 1)
-        changed = self.net.inject(block, views, seen.expand_as(views)).flatten(2, 3)
+        seen = seen.expand(*views.shape[:-1], C)
+        changed = self.net.inject(block, views, seen).flatten(2, 3)
         return torch.cat([chunks[:, :guests], changed], 1).flatten(0, 1)
 
 
@@ -178,7 +180,7 @@ class SubjectWrapper:
     def tokens(
         self, record: Callable[[], Features], size: tuple[int, int], carried: Sequence[Carried]
     ) -> dict[int, Tensor]:
-        """By block: what every camera sees, [N, L, C]; with something carried [N, T, L, C]."""
+        """By block: what every camera sees, [N, L, C + 1]; with something carried [N, T, L, C + 1]."""
         if self.features is None:
             self.features = record()
         rendered = self.render(self.features, size)
@@ -209,9 +211,9 @@ class SubjectWrapper:
 
 
 def with_carried(
-    tokens: dict[int, Tensor],  # by block: [N, L, C]
+    tokens: dict[int, Tensor],  # by block: [N, L, C + 1]
     carried: Sequence[Carried],
-) -> dict[int, Tensor]:  # [N, L, C], or [N, T, L, C]
+) -> dict[int, Tensor]:  # [N, L, C + 1], or [N, T, L, C + 1]
     """What each anchor sees, also where the other cameras see the same surface."""
     for here in carried:
         T = here.seen.shape[1]
@@ -244,7 +246,7 @@ def _part_of(
 
 
 def _at(tokens: Tensor, moments: slice | Tensor) -> Tensor:
-    """[N, L, C] or [N, 1, L, C] are the same at every moment; else those of [N, T, L, C]."""
+    """[N, L, ...] or [N, 1, L, ...] are the same at every moment; else those of [N, T, L, ...]."""
     return tokens if tokens.ndim == 3 or tokens.shape[1] == 1 else tokens[:, moments]
 
 

@@ -165,7 +165,7 @@ def block(scene: Scene) -> Callable:
 def compare(scene: Scene, repeats: int, chunks: tuple[int, ...]) -> None:
     """A subject rendered for all its blocks, by chunks, beside one block and one injection."""
     case = scene.case
-    rendered = scene.render().features[case.blocks[0]].flatten(2).mT.reshape(scene.tokens.shape)
+    rendered = scene.render().features[case.blocks[0]].flatten(2).mT.flatten(0, 1)[None]
     ways = {
         f"fields, chunks of 2^{round(math.log2(n))}": lambda n=n: scene.render(n) for n in chunks
     }

@@ -75,7 +75,26 @@ def test_means_over_cells_are_of_the_subject_alone(pictures):
 
 def test_injection_begins_as_nothing(pictures):
     net, x = untrained(pictures).net, noise(2, 6, WIDTH)
-    assert torch.equal(net.inject(2, x, noise(2, 6, WIDTH, seed=3)), x)
+    assert torch.equal(net.inject(2, x, noise(2, 6, WIDTH + 1, seed=3)), x)
+
+
+def test_tokens_change_as_far_as_the_subject_covers_them(subject):
+    x, features = noise(2, 6, WIDTH), noise(2, 6, WIDTH, seed=3)
+    covered = torch.tensor([0.0, 0.0, 0.25, 0.5, 1.0, 1.0])[:, None].expand(2, -1, -1)
+    whole = subject.net.inject(2, x, torch.cat([features, torch.ones(2, 6, 1)], -1)) - x
+    part = subject.net.inject(2, x, torch.cat([features, covered], -1))
+    assert whole.abs().amin() > 0 and torch.equal(part[:, :2], x[:, :2])
+    torch.testing.assert_close(part - x, covered * whole, atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_is_covered_as_far_as_any_of_its_rays_is(subject):
+    features = {i: noise(R, WIDTH, *SIZE, seed=i) for i in BLOCKS}
+    found = subject.net.render(
+        features, subject.known(), subject.cameras(subject.pictures.rig), SIZE
+    )
+    (h, w), alpha = SIZE, found.fine.alpha
+    most = alpha.unflatten(2, (w, 2)).unflatten(1, (h, 2)).amax((2, 4))
+    assert all(torch.equal(f[:, -1], most) for f in found.features.values())
 
 
 def test_file_gives_back_the_same_subject(subject, tmp_path):
@@ -277,9 +296,10 @@ def test_layers_with_a_lora_in_place_give_what_its_weights_added_give():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_of_half_precision_keeps_it(subject, dtype):
     x = noise(2, 6, WIDTH).to(dtype)
-    changed = subject.net.inject(2, x, noise(2, 6, WIDTH, seed=3).to(dtype))
+    features = noise(2, 6, WIDTH + 1, seed=3).sigmoid().to(dtype)
+    changed = subject.net.inject(2, x, features)
     assert changed.dtype == dtype
-    exact = subject.net.inject(2, x.float(), noise(2, 6, WIDTH, seed=3).to(dtype).float())
+    exact = subject.net.inject(2, x.float(), features.float())
     torch.testing.assert_close(changed.float(), exact, atol=0.02, rtol=0.01)
 
 
