@@ -43,7 +43,7 @@ from .feature_rays import (
 
 SAMPLES = 24
 """A ray, as published."""
-AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 13, 1 << 18
+AT_ONCE, AT_ONCE_ELSEWHERE = 1 << 15, 1 << 18
 """Places x references that are looked at together on a CPU, for its cache, and elsewhere, for its
 memory: one layer of 128 float32 numbers for each of 2^18 is 128 MiB."""
 KEPT = 1 << 18
