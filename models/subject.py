@@ -273,18 +273,20 @@ class SubjectNet(nn.Module):
         return torch.lerp(given, changed, covered).to(x)
 
 
+def directions(T_camera_world: Tensor) -> Tensor:  # [N, 4, 4] -> [N, 3] unit
+    """Where cameras stand, seen from the origin."""
+    R, t = T_camera_world[:, :3, :3], T_camera_world[:, :3, 3:]
+    return F.normalize(-(R.mT @ t)[..., 0], dim=-1)
+
+
 def nearest_to(
     references: Tensor,  # [R, 4, 4] T_camera_world of the subject's space
     targets: Tensor,  # [N, 4, 4]
     count: int,
 ) -> Tensor:  # [N, count] rising
     """The references that stand nearest to each target, by angle as seen from the origin."""
-    eyes = [
-        F.normalize(-(T[:, :3, :3].mT @ T[:, :3, 3:])[..., 0], dim=-1)
-        for T in (targets, references)
-    ]
     # Rounded, so that of two at one angle their order decides.
-    angles = (eyes[0] @ eyes[1].mT).round(decimals=5)
+    angles = (directions(targets) @ directions(references).mT).round(decimals=5)
     chosen = angles.sort(dim=1, descending=True, stable=True).indices
     return chosen[:, :count].sort(dim=1).values
 

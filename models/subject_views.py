@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .cameras import Rig
 from .feature_rays import camera_rays, span
-from .subject import TOKEN, Features, Known, Subject, SubjectNet
+from .geometry import BACKGROUND
+from .subject import TOKEN, Features, Known, Subject, SubjectNet, directions
 
 RAYS_AT_ONCE = 512
 """Of a picture, between two looks at the cancel button."""
@@ -37,8 +38,7 @@ def spread(
 
 def directions_of(subject: Subject, rig: Rig) -> Tensor:  # [V, 3] unit, float64
     """Where the cameras stand, seen from the subject's middle."""
-    T = subject.space.normalised(rig.T_camera_world.double().cpu())
-    return F.normalize(-(T[:, :3, :3].mT @ T[:, :3, 3:])[..., 0], dim=1)
+    return directions(subject.space.normalised(rig.T_camera_world.double().cpu()))
 
 
 def references_of(subject: Subject, count: int) -> list[int]:
@@ -119,3 +119,11 @@ def look(
         pictures.append(torch.cat(parts, 1))
     rgb, alpha, depth = torch.stack(pictures).split([3, 1, 1], 1)
     return rgb, alpha[:, 0], torch.where(alpha < 0.5, 0.0, depth)[:, 0]
+
+
+def on_grey(
+    rgb: Tensor,  # [V, 3, h, w] times alpha
+    alpha: Tensor,  # [V, h, w]
+) -> Tensor:  # [V, 3, h, w]
+    """What fields see, before the grey that stands for nothing."""
+    return rgb + BACKGROUND * (1 - alpha[:, None])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.cameras import MAX_VIEWS, Rig
 from ..models.subject import TOKEN, Features, Subject, SubjectNet
-from ..models.subject_views import bands, check_sees, from_nearest, look, references_of
+from ..models.subject_views import bands, check_sees, from_nearest, look, on_grey, references_of
 from ..models.views import Views
 from . import run
 from .patch_subject import (
@@ -34,8 +34,6 @@ from .train_subject import CATEGORY
 
 REFERENCES = 30
 """Of the learned pictures that run through the model; each view looks at the nearest of them."""
-GREY = 0.5
-"""Behind the subject where only fields are looked at."""
 
 # --- apply ----------------------------------------------------------------------------------------
 
@@ -297,7 +295,7 @@ class RenderSubject(io.ComfyNode):
             )
         run.check_memory("Pictures", rig, 1, 32)
         rgb, alpha, depth = render_subject(model, subject, rig, int(detail))
-        shown = rgb + GREY * (1 - alpha[:, None])
+        shown = on_grey(rgb, alpha)
         colors = at_size_of(rig, shown, "bilinear").clamp(0, 1)[:, None]
         masks = at_size_of(rig, alpha[:, None], "bilinear").clamp(0, 1)
         # Nearest: no pixel lies between two surfaces.

@@ -17,6 +17,7 @@ from ..models.feature_mesh import Carried, carried, middle_view
 from ..models.feature_mesh_picture import carried_pictures
 from ..models.latent_completion import Completion
 from ..models.refine_latents import LatentGrid
+from ..models.subject import TOKEN
 from ..models.views import LATENT_STRIDE, Views, latent_frames, snap_frames
 from . import patch_unet, run
 from .patch_subject import CARRIED, end_of_share
@@ -227,7 +228,7 @@ class DepthAwareRendering(io.ComfyNode):
             frames = of_anchor("colors", colors, rig, anchor, 3)
             frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames
             shown = frames[[middle if len(frames) == len(metres) else len(frames) // 2]]
-        size = max(1, round(rig.height / 16)), max(1, round(rig.width / 16))
+        size = max(1, round(rig.height / TOKEN)), max(1, round(rig.width / TOKEN))
         pictures = carried_pictures(metres[[middle]], rig, anchor, size, shown)[:, 0]
         told = carried(metres[[middle]], rig, anchor, size).seen.flatten(1).float().mean(1)
         patched = depth_aware(model, rig, metres, anchor, carry, share, completion, seed)

@@ -8,8 +8,6 @@ from torch import Tensor
 from . import run
 from .train_subject import CATEGORY
 
-GOES_ALONG = ("noise_mask",)
-"""Of a LATENT, beside `samples`."""
 LISTS = ("vace_frames", "vace_mask")
 """Of a CONDITIONING: lists of pictures; others are tensors."""
 
@@ -68,7 +66,7 @@ def as_items(latent: dict) -> dict:
 def _others(latent: dict) -> dict:
     """What stays as it is. Not `batch_index`: which items were picked means nothing in the other
     layout, where noise is drawn anew."""
-    return {k: v for k, v in latent.items() if k not in ("samples", "batch_index", *GOES_ALONG)}
+    return {k: v for k, v in latent.items() if k not in ("samples", "noise_mask", "batch_index")}
 
 
 def told_as_frames(name: str, conditioning: list, views: int) -> list:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..models.cameras import Rig
 from ..models.subject import Features, Known, Renderings
 from ..models.subject_training import Drawn, SubjectTraining
-from ..models.subject_views import look, references_of
+from ..models.subject_views import look, on_grey, references_of
 from .patch import ReplacedBlock
 from .patch_subject import SubjectWrapper
 
@@ -24,8 +24,6 @@ SHOWN = 8
 """References of pictures from unseen cameras; as published for applying a subject."""
 EULER_STEPS = 6
 """Of those pictures: enough to see what was learned."""
-GREY = 0.5
-"""Behind what fields see."""
 
 
 @contextlib.contextmanager
@@ -229,13 +227,10 @@ class Learning(comfy.samplers.Sampler):
         K, T = self._cameras(rig)
         K = K * K.new_tensor([detail, detail, 1.0])[:, None]
         size = tuple(detail * n for n in pictures.size)
-        features, known = (
-            self._of(self.wrapper.features, chosen),
-            self._known(chosen),
-        )
+        features, known = self._of(self.wrapper.features, chosen), self._known(chosen)
         stop = mm.throw_exception_if_processing_interrupted
         rgb, alpha, _ = look(net, features, known, (K, T), size, lambda _: stop())
-        return rgb + GREY * (1 - alpha[:, None])
+        return on_grey(rgb, alpha)
 
     @torch.no_grad()
     def sampled(self, unseen: Unseen, seed: int = 0) -> Tensor:

@@ -1,5 +1,6 @@
 """Node tests run inside the real ComfyUI (its tree: COMFYUI_DIR), on the CPU."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,13 @@ else:
         import utils.install_util  # noqa: F401
 
         sys.path.pop(0)
+
+    # By its path, so that nothing else beside it can be taken for a module.
+    spec = importlib.util.spec_from_file_location(
+        "small_checkpoints", Path(__file__).resolve().parents[1] / "small_checkpoints.py"
+    )
+    sys.modules["small_checkpoints"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["small_checkpoints"])
 
 
 @pytest.fixture(autouse=True)

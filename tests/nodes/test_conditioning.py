@@ -1,16 +1,15 @@
 """What the model is told of every view, beside ComfyUI's own single-view nodes."""
 
 import asyncio
-import importlib.util
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import comfy.clip_vision
 import comfy.sd
 import comfy.utils
 import execution
 import pytest
+import small_checkpoints as small
 import torch
 from comfy_extras import nodes_wan
 from torch import Tensor
@@ -27,17 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VIEWS = 3
 SHAPE = (16, 2, 4, 6)
 """A view's latent: channels, frames, height, width."""
-
-
-def load_small_checkpoints():
-    path = Path(__file__).resolve().parents[1] / "small_checkpoints.py"
-    spec = importlib.util.spec_from_file_location("turnaround_small_checkpoints", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = load_small_checkpoints()
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -1,11 +1,9 @@
 """Published kinds of Wan, tiny and random, from the conditioning nodes through ComfyUI's KSampler."""
 
-import importlib.util
-from pathlib import Path
-
 import comfy.clip_vision
 import comfy.sd
 import pytest
+import small_checkpoints as small
 import torch
 from torch import Tensor
 from turnaround.models.views import Views
@@ -16,17 +14,6 @@ import nodes as core
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VIEWS = 2
-
-
-def load_small_checkpoints():
-    path = Path(__file__).resolve().parents[1] / "small_checkpoints.py"
-    spec = importlib.util.spec_from_file_location("turnaround_small_checkpoints", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = load_small_checkpoints()
 
 KINDS = {
     "t2v": dict(kind="t2v"),

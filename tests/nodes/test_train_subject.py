@@ -1,6 +1,5 @@
 """Learning a subject in the real ComfyUI, with tiny random models and Turnaround-Tiny's VAE."""
 
-import importlib.util
 import logging
 import math
 from dataclasses import replace
@@ -13,6 +12,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import pytest
+import small_checkpoints as small
 import torch
 from turnaround.models.cameras import Rig, orbit_rig
 from turnaround.models.subject import save_subject
@@ -37,17 +37,6 @@ SETTINGS = dict(
     steps=3, learning_rate=6e-3, blocks="all", resolution=48, words=2, lora_rank=0, targets=2,
     views_as="items", frame=0, training_seed=0, filename_prefix="subjects/truck",
 )  # fmt: skip
-
-
-def load_small_checkpoints():
-    path = Path(__file__).resolve().parents[1] / "small_checkpoints.py"
-    spec = importlib.util.spec_from_file_location("turnaround_small_checkpoints", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = load_small_checkpoints()
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
