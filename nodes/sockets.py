@@ -12,3 +12,4 @@ POSE = io.Custom("TURNAROUND_POSE")  # models.pose.Pose
 FLOW = io.Custom("TURNAROUND_FLOW")  # models.flow.Flow
 IMPLICIT = io.Custom("TURNAROUND_IMPLICIT")  # models.implicit_video.ImplicitVideo
 SUBJECT = io.Custom("TURNAROUND_SUBJECT")  # models.subject.Subject
+AVATAR = io.Custom("TURNAROUND_AVATAR")  # models.avatar.Avatar
