@@ -15,21 +15,22 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .rasterize_splats import LOW_PASS, Lens, Projected
+from .rasterize_splats import Lens, Projected
 from .rasterize_splats_numba import _arrays
 from .splats import Splats
 
 
-def projected(splats: Splats, lens: Lens, T: Tensor) -> Projected:
+def projected(splats: Splats, lens: Lens, T: Tensor, low_pass: float) -> Projected:
     parts = splats.means, splats.rotations, splats.log_scales
-    return Projected(*_Project.apply(lens, T, *parts))
+    return Projected(*_Project.apply(lens, T, low_pass, *parts))
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, lens, T, *parts):
+    def forward(ctx, lens, T, low_pass, *parts):
         ctx.save_for_backward(*parts)
-        ctx.camera = lens.focal, lens.middle, lens.held(), T.detach().double().numpy()
+        pose = T.detach().double().numpy()
+        ctx.camera = lens.focal, lens.middle, lens.held(), pose, float(low_pass)
         N = len(parts[0])
         found = [np.empty((N, count), np.float32) for count in (2, 3, 2, 1, 3)]
         _project(*_arrays(*parts), *ctx.camera, *found)
@@ -44,7 +45,7 @@ class _Project(torch.autograd.Function):
         pulls = _arrays(to_centers, to_conics, to_depths, to_normals)
         found = [np.empty_like(part) for part in parts]
         _slopes(*parts, *ctx.camera, *pulls, *found)
-        return None, None, *map(torch.from_numpy, found)
+        return None, None, None, *map(torch.from_numpy, found)
 
 
 @njit(nogil=True, error_model="numpy", inline="always")
@@ -84,7 +85,8 @@ def _facing(px, py, pz, log_scale, A):
 
 @njit(nogil=True, error_model="numpy")
 def _project(
-    means, rotations, log_scales, focal, middle, held, T, centers, conics, variances, depths, normals
+    means, rotations, log_scales, focal, middle, held, T, low_pass,
+    centers, conics, variances, depths, normals,
 ):  # fmt: skip
     A, M = np.empty((3, 3)), np.empty((3, 3))
     for n in range(len(means)):
@@ -101,8 +103,8 @@ def _project(
         xy = k * m * (u0 * v0 + u1 * v1 + u2 * v2)
         a, b, c = u1 * v2 - u2 * v1, u2 * v0 - u0 * v2, u0 * v1 - u1 * v0
         determinant = k * k * m * m * (a * a + b * b + c * c)
-        determinant += LOW_PASS * (xx + yy) + LOW_PASS * LOW_PASS
-        xx, yy = xx + LOW_PASS, yy + LOW_PASS
+        determinant += low_pass * (xx + yy) + low_pass * low_pass
+        xx, yy = xx + low_pass, yy + low_pass
         conics[n, 0], conics[n, 1] = yy / determinant, -xy / determinant
         conics[n, 2] = xx / determinant
         variances[n, 0], variances[n, 1], depths[n, 0] = xx, yy, pz
@@ -113,8 +115,8 @@ def _project(
 
 @njit(nogil=True, error_model="numpy")
 def _slopes(
-    means, rotations, log_scales, focal, middle, held, T, to_centers, to_conics, to_depths, to_normals,
-    to_means, to_rotations, to_log_scales,
+    means, rotations, log_scales, focal, middle, held, T, low_pass,
+    to_centers, to_conics, to_depths, to_normals, to_means, to_rotations, to_log_scales,
 ):  # fmt: skip
     A, M, D, Q = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
     u, v = np.empty(3), np.empty(3)
@@ -123,12 +125,12 @@ def _slopes(
         X, Y = px / pz, py / pz
         heldX, heldY = min(max(X, held[0][0]), held[0][1]), min(max(Y, held[1][0]), held[1][1])
         k, m = focal[0] / pz, focal[1] / pz
-        xx, xy, yy = LOW_PASS, 0.0, LOW_PASS
+        xx, xy, yy = low_pass, 0.0, low_pass
         for j in range(3):
             u[j], v[j] = k * (M[0, j] - heldX * M[2, j]), m * (M[1, j] - heldY * M[2, j])
             xx, xy, yy = xx + u[j] * u[j], xy + u[j] * v[j], yy + v[j] * v[j]
         a, b, c = u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]
-        determinant = a * a + b * b + c * c + LOW_PASS * (xx + yy - LOW_PASS)
+        determinant = a * a + b * b + c * c + low_pass * (xx + yy - low_pass)
         p, q, r = yy / determinant, -xy / determinant, xx / determinant
         # Of an inverse P of S: dS = -P dP P.
         g, h, i_ = to_conics[n, 0], 0.5 * to_conics[n, 1], to_conics[n, 2]

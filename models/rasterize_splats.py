@@ -5,7 +5,7 @@ et al. 2023, Sec. 4 and 6) and gsplat (Ye et al. 2024, Sec. 3 and appendix) writ
 
 - A Gaussian's covariance is projected with the Jacobian J of the camera at its mean; where that
   lies far beside the picture, at 1.3 of the picture's half width or height at most. A low-pass filter
-  adds 0.3 square pixels to the variance along both axes.
+  adds 0.3 square pixels (or what is asked for) to the variance along both axes.
 - At a pixel's centre (+0.5) the Gaussian has alpha = opacity exp(-sigma), at most 0.99, with
   sigma = dᵀ Sigma⁻¹ d / 2; below 1/255 it is left out.
 - Gaussians are composited from the nearest mean to the farthest (of equals the first comes first),
@@ -43,7 +43,10 @@ NEAR = 0.01
 WIDEST = 1e6
 """Nor are those with a standard deviation of more pixels: they are mistakes, and overflow."""
 LOW_PASS = 0.3
-"""Square pixels added to the variances of a projected Gaussian."""
+"""Square pixels added to the variances of a projected Gaussian, as published."""
+PIXEL_LOW_PASS = 0.1
+"""The same for avatars, learned and drawn: a pixel's own box has a variance of 1/12, so pictures of a
+camera are sharper than the published 0.3 can draw (Mip-Splatting, Yu et al. 2024, Sec. 5.2)."""
 BESIDE = 0.3
 """How far beside the picture J still follows the mean: this times half the picture's angle."""
 LEAST_ALPHA, MOST_ALPHA = 1 / 255, 0.99
@@ -146,8 +149,11 @@ def render(
     background: Tensor | None = None,  # [3] or [3, H, W]; None = black
     geometry: bool = True,  # False = without depth and normals
     way: str | None = None,  # one of WAYS; None = the quickest for a fit or for one picture
+    low_pass: float = LOW_PASS,  # square pixels, above 0
 ) -> SplatPicture:
     """Draw Gaussians. Differentiable once, in the Gaussians and in the background."""
+    if not low_pass > 0:
+        raise ValueError(f"The low-pass filter of Gaussians has to be above 0, got {low_pass}.")
     (fx, skew, cx), (_, fy, cy), _ = K.tolist()
     if skew != 0:
         raise ValueError("Gaussians are drawn for cameras without skew: K[0, 1] has to be 0.")
@@ -160,7 +166,7 @@ def render(
         some, moved = splats.select(drawn), shifts[drawn]
     pictures = LEARNING if wanted else 1
     way = way or fastest_way(splats.means.device, splats.means.dtype, len(splats) * pictures)
-    placed, frame = _place(some, WAYS[way].project(some, lens, T), lens, T, geometry)
+    placed, frame = _place(some, WAYS[way].project(some, lens, T, low_pass), lens, T, geometry)
     placed = placed._replace(centers=placed.centers + moved)
     sums, left = WAYS[way].draw(placed, frame)
     alpha = 1 - left
@@ -214,7 +220,7 @@ def _place(
 # Projection
 
 
-def projected(splats: Splats, lens: Lens, T: Tensor) -> Projected:
+def projected(splats: Splats, lens: Lens, T: Tensor, low_pass: float) -> Projected:
     R, t = T[:3, :3], T[:3, 3]
     places = torch.addmm(t[:, None], R, splats.means.T)
     inverse = 1 / places[2]
@@ -230,8 +236,8 @@ def projected(splats: Splats, lens: Lens, T: Tensor) -> Projected:
     xx, xy, yy = (across * across).sum(0), (across * down).sum(0), (down * down).sum(0)
     # Lagrange's identity: xx yy - xy xy without the difference of large numbers.
     area = torch.linalg.cross(across, down, dim=0).square().sum(0)
-    determinant = area + LOW_PASS * (xx + yy) + LOW_PASS**2
-    xx, yy = xx + LOW_PASS, yy + LOW_PASS
+    determinant = area + low_pass * (xx + yy) + low_pass**2
+    xx, yy = xx + low_pass, yy + low_pass
     return Projected(
         torch.stack([lens.focal[i] * tangents[i] + lens.middle[i] for i in range(2)], 1),
         torch.stack([yy, -xy, xx], 1) / determinant[:, None],
@@ -285,16 +291,16 @@ class _Composite(torch.autograd.Function):
 class Way(NamedTuple):
     """One implementation."""
 
-    project: Callable[[Splats, Lens, Tensor], Projected]
-    """Gaussians, lens, T_camera_world -> as `projected`."""
+    project: Callable[[Splats, Lens, Tensor, float], Projected]
+    """Gaussians, lens, T_camera_world, low-pass -> as `projected`."""
     draw: Callable[[Placed, Frame], tuple[Tensor, Tensor]]
     """-> sums of features [C, H, W] and the transmittance that is left [H, W], differentiable."""
 
 
-def _project_numba(splats: Splats, lens: Lens, T: Tensor) -> Projected:
+def _project_numba(splats: Splats, lens: Lens, T: Tensor, low_pass: float) -> Projected:
     from . import project_splats_numba
 
-    return project_splats_numba.projected(splats, lens, T)
+    return project_splats_numba.projected(splats, lens, T, low_pass)
 
 
 def _draw_torch(placed: Placed, frame: Frame) -> tuple[Tensor, Tensor]:

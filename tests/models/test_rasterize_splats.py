@@ -80,7 +80,7 @@ def straight(width, height, focal):
     return torch.tensor([[focal, 0, x], [0, focal, y], [0, 0, 1.0]])
 
 
-def by_the_book(splats, K, T, width, height):
+def by_the_book(splats, K, T, width, height, low_pass=LOW_PASS):
     """Every Gaussian in turn at every pixel, all formulas as published; gradients by autograd."""
     (fx, cx), (fy, cy) = K[0, [0, 2]], K[1, [1, 2]]
     p = splats.means @ T[:3, :3].T + T[:3, 3]
@@ -90,7 +90,7 @@ def by_the_book(splats, K, T, width, height):
     zero = torch.zeros_like(z)
     J = torch.stack([fx / z, zero, -fx * X / z, zero, fy / z, -fy * Y / z], 1).view(-1, 2, 3)
     W = J @ T[:3, :3]
-    covariances = W @ splats.covariances() @ W.mT + LOW_PASS * torch.eye(2).to(K)
+    covariances = W @ splats.covariances() @ W.mT + low_pass * torch.eye(2).to(K)
     inverse = torch.linalg.inv(covariances)
     centers = torch.stack([fx * x / z + cx, fy * y / z + cy], 1)
     colors = splats.colors(-T[:3, :3].T @ T[:3, 3])
@@ -128,8 +128,8 @@ def shortest_axes(splats):
     return axes[splats.log_scales.argmin(1), :, torch.arange(len(splats))]
 
 
-def drawn(splats, K, T, way, width=WIDTH, height=HEIGHT):
-    got = render(splats, K, T, width, height, way=way)
+def drawn(splats, K, T, way, width=WIDTH, height=HEIGHT, low_pass=LOW_PASS):
+    got = render(splats, K, T, width, height, way=way, low_pass=low_pass)
     return got.color, got.alpha, got.depth, got.normals
 
 
@@ -170,6 +170,30 @@ def test_pictures_and_gradients_are_those_of_the_book(scene, way, dtype):
     for a, b in zip(slopes(ours, got), slopes(truth, expected), strict=True):
         size = b.abs().amax()
         assert size > 0 and ((a - b).abs().amax() < (1e-9 if exact else 3e-4) * size)
+
+
+@pytest.mark.parametrize("low_pass", [0.1, 1.7])
+@pytest.mark.parametrize(("way", "dtype"), [("torch", torch.float64), ("numba", torch.float32)])
+def test_any_low_pass(way, dtype, low_pass):
+    if way == "numba":
+        pytest.importorskip("numba")
+    K, T = camera()
+    small = dict(N=60, seed=8, size=-4.0)
+    truth, ours = as_(crowd(**small), torch.float64), as_(crowd(**small), dtype)
+    expected = by_the_book(truth, K, T, WIDTH, HEIGHT, low_pass)
+    got = drawn(ours, K, T, way, low_pass=low_pass)
+    published = drawn(ours, K, T, way)
+    size = 1e-9 if dtype == torch.float64 else 3e-4
+    for a, b, other in zip(got, expected, published, strict=True):
+        assert (a - b).abs().amax() < size < 1e-2 < (other - b).abs().amax()
+    for a, b in zip(slopes(ours, got), slopes(truth, expected), strict=True):
+        assert (a - b).abs().amax() < size * b.abs().amax()
+
+
+@pytest.mark.parametrize("low_pass", [0.0, -0.1, math.nan])
+def test_without_a_low_pass_nothing_is_drawn(low_pass):
+    with pytest.raises(ValueError, match="above 0"):
+        render(one([0.0, 0, 1], 0.1, 0.5), straight(9, 9, 20.0), AHEAD, 9, 9, low_pass=low_pass)
 
 
 def test_gradients_by_differences():
@@ -468,7 +492,7 @@ def test_projection_is_that_of_gsplat():
 
     splats, (K, T) = crowd(200, seed=12, spread=0.7), camera()
     lens = Lens((K[0, 0], K[1, 1]), (K[0, 2], K[1, 2]), (WIDTH, HEIGHT))
-    placed, frame = _place(splats, projected(splats, lens, T), lens, T, True)
+    placed, frame = _place(splats, projected(splats, lens, T, LOW_PASS), lens, T, True)
     radii, centers, depths, conics, _ = reference._fully_fused_projection(
         splats.means, splats.covariances(), T[None], K[None], WIDTH, HEIGHT
     )
