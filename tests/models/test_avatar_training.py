@@ -7,9 +7,10 @@ import pytest
 import torch
 import trimesh
 from torch import Tensor
-from turnaround.models.avatar_training import PRESETS, AvatarTraining, Settings
+from turnaround.models.avatar_training import AvatarTraining
 from turnaround.models.body import Body
 from turnaround.models.cameras import Rig, orbit_rig
+from turnaround.models.distilling import PRESETS, Settings
 from turnaround.models.metrics import psnr
 from turnaround.models.rasterize_mesh import rasterize_mesh
 from turnaround.models.rasterize_splats import render
@@ -184,6 +185,14 @@ def test_weights_and_lonely_cameras_are_refused(footage):
     one = Views(views.frames[:1], views.masks[:1], views.rig.select([0]))
     with pytest.raises(ValueError, match="hold 1 camera"):
         AvatarTraining(one, body, SMALL)
+
+
+def test_gaussians_that_all_faded_stay_one_avatar(footage):
+    training = trained(footage, SMALL, 1)
+    with torch.no_grad():
+        training.growing.values["opacities"].fill_(-9.0)
+    training.grow()
+    assert len(training.growing) == len(training.avatar.splats) >= 400
 
 
 def test_an_empty_frame_is_left_out(footage):
