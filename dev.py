@@ -8,6 +8,10 @@ a cache folder outside the repository, and links the pack into it.
     serve   boot ComfyUI with the pack and stay, to work in the page
     evaluate [--quick] [--picture FILE]
             write docs/SCOREBOARD.md: every score from one run, on unseen people and a real clip
+    models [NAME]
+            which checkpoints there are to get; with a name, fetch them for `serve`
+    golden [--break]
+            write anew what is made from the nodes: tests/golden and the tables of checkpoints
 """
 
 from __future__ import annotations
@@ -457,6 +461,38 @@ def evaluate(arguments: list[str]) -> None:
     )
 
 
+def models(name: str | None) -> None:
+    """Say which checkpoints there are, or fetch those of a name into this checkout's ComfyUI."""
+    # The folder beside this file, which is first on the path of a script; it needs no ComfyUI.
+    from models.checkpoints import ROUTES, gigabytes, route
+    from models.fetch_checkpoint import check_room, fetch
+
+    folder = workspace() / "models"
+    try:
+        routes = [route(name)] if name else ROUTES
+        wanted = {c: folder / c.folder for c in routes[0].checkpoints} if name else {}
+        missing = {c: place for c, place in wanted.items() if not (place / c.file).exists()}
+        check_room(missing)
+        for checkpoint, place in missing.items():
+            say(f"{checkpoint.file}, {gigabytes(checkpoint.size)}, licence {checkpoint.licence}")
+            fetch(checkpoint, place, lambda *_: None)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    for each in routes:
+        print(f"{each.name} ({gigabytes(each.size)}): {each.unlocks}")
+        for checkpoint in each.checkpoints:
+            place = folder / checkpoint.folder / checkpoint.file
+            print(f"    {'there  ' if place.exists() else 'missing'}  {place}")
+
+
+def golden(arguments: list[str]) -> None:
+    """Write the golden file of the nodes and the tables of checkpoints."""
+    script = ROOT / "tests" / "golden.py"
+    raise SystemExit(
+        subprocess.run([str(venv_python()), str(script), *arguments], cwd=ROOT).returncode
+    )
+
+
 def serve() -> None:
     """Boot ComfyUI and stay."""
     with running_host(setup()) as host:
@@ -469,8 +505,9 @@ def main() -> None:
     # A terminated run must take its ComfyUI with it, through the context managers above.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("demo", "test", "serve", "evaluate"))
-    parser.add_argument("arguments", nargs="*", help="given on to pytest or evaluate")
+    commands = ("demo", "test", "serve", "evaluate", "models", "golden")
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("arguments", nargs="*", help="given on to pytest or evaluate; or a name")
     args, rest = parser.parse_known_args()
     inside = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
     if args.command == "test":
@@ -480,9 +517,12 @@ def main() -> None:
     elif not inside:
         # The rest needs packages of .venv, so it goes on there.
         setup()
-        raise SystemExit(
-            subprocess.run([str(venv_python()), str(ROOT / "dev.py"), args.command]).returncode
-        )
+        again = [str(venv_python()), str(ROOT / "dev.py"), args.command, *args.arguments, *rest]
+        raise SystemExit(subprocess.run(again).returncode)
+    elif args.command == "models":
+        models(args.arguments[0] if args.arguments else None)
+    elif args.command == "golden":
+        golden(rest)
     elif args.command == "demo":
         demo()
     else:

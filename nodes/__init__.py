@@ -22,6 +22,7 @@ from . import (
     embedded,
     flow,
     geometry,
+    get_models,
     human,
     implicit,
     latent_frames,
@@ -73,6 +74,7 @@ NODES: list[type[io.ComfyNode]] = [
     *apply_subject.NODES,
     *depth_aware.NODES,
     *latent_frames.NODES,
+    *get_models.NODES,
 ]
 
 
