@@ -198,11 +198,14 @@ def turning_times(
     count: int,  # of pictures
     step: float,  # frames from one picture to the next
     there_and_back: bool,
+    first: float = 0.0,  # frame of the first picture
 ) -> list[float]:
     """Times of pictures that go on for longer than the motion: from the start again, or to and fro."""
     last = frames - 1
     if last < 1:
         return [0.0] * count
+    passed = [first + n * step for n in range(count)]
     if there_and_back:
-        return [last - abs(last - n * step % (2 * last)) for n in range(count)]
-    return [n * step % frames if n * step % frames <= last else float(last) for n in range(count)]
+        return [last - abs(last - time % (2 * last)) for time in passed]
+    # From the last frame to the first nothing moves: the last is held.
+    return [min(time % frames, float(last)) for time in passed]

@@ -7,6 +7,8 @@ import folder_paths
 TINY = Path(__file__).parent.parent / "models" / "tiny"
 SUBJECTS = "turnaround_subjects"
 """Folder of learned subjects; those that were saved or stopped lie in output/subjects."""
+AVATARS = "turnaround_avatars"
+"""Folder of avatars; those that were saved or stopped lie in output/avatars."""
 
 
 def register() -> None:
@@ -16,6 +18,7 @@ def register() -> None:
     own = Path(folder_paths.models_dir) / "turnaround_human"
     for folder in (own, TINY / "human"):
         folder_paths.add_model_folder_path("turnaround_human", str(folder))
-    saved = Path(folder_paths.get_output_directory()) / "subjects"
-    for folder in (Path(folder_paths.models_dir) / SUBJECTS, saved):
-        folder_paths.add_model_folder_path(SUBJECTS, str(folder))
+    for kind, saved in ((SUBJECTS, "subjects"), (AVATARS, "avatars")):
+        outputs = Path(folder_paths.get_output_directory()) / saved
+        for folder in (Path(folder_paths.models_dir) / kind, outputs):
+            folder_paths.add_model_folder_path(kind, str(folder))

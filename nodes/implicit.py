@@ -109,7 +109,7 @@ class ImplicitVideoFit(io.ComfyNode):
         settings = settings_of(preset, steps, flow_weight, strength)
         size = working_size(frames.shape[-1], frames.shape[-2], resolution)
         device = _announced(cls, frames, size, settings, notes)
-        masks = _masks(views, mask, notes)
+        masks = masks_given(views, mask, notes)
         rig = depth.rig if depth is not None and depth.rig is not None else views.rig
         if depth is not None and rig is None:
             notes.append("no rig: 'depth' could not be used")
@@ -186,7 +186,9 @@ def _check(frames: Tensor, flow: Flow | None, depth: Views | None) -> None:
         )
 
 
-def _masks(views: Views, mask: Tensor | Views | None, notes: list[str]) -> Tensor | None:
+def masks_given(
+    views: Views, mask: Tensor | Views | None, notes: list[str], clip: str = "'images'"
+) -> Tensor | None:
     """The performer [V, F, H, W] 0..1, from the socket or the views."""
     V, count, _, H, W = views.frames.shape
     if mask is None:
@@ -208,7 +210,7 @@ def _masks(views: Views, mask: Tensor | Views | None, notes: list[str]) -> Tenso
         )
     if not given.isfinite().all():
         raise ValueError("'mask' holds NaN or infinity: make it again.")
-    flat = fit_pictures("mask", given, (V * count, H, W), notes, "'images'")
+    flat = fit_pictures("mask", given, (V * count, H, W), notes, clip)
     return flat.unflatten(0, (V, count)).clamp(0, 1)
 
 

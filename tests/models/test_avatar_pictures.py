@@ -149,5 +149,7 @@ def test_times_that_are_played():
     assert turning_times(3, 7, 1.0, True) == [0, 1, 2, 1, 0, 1, 2]
     assert turning_times(3, 5, 0.5, True) == [0, 0.5, 1, 1.5, 2]
     assert turning_times(1, 3, 1.0, True) == [0, 0, 0]
+    assert turning_times(3, 4, 1.0, True, 1.5) == [1.5, 1.5, 0.5, 0.5]
+    assert turning_times(3, 4, 1.0, False, 2.0) == [2, 0, 1, 2]
     # Between the last frame and the first there is no motion: the last is held.
     assert turning_times(3, 7, 0.5, False) == [0, 0.5, 1, 1.5, 2, 2, 0]
