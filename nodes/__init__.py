@@ -33,6 +33,7 @@ from . import (
     refine,
     refine_latents,
     render_avatar,
+    rig_editor,
     sampler,
     silhouettes,
     smooth_loop,

@@ -43,7 +43,8 @@ def size_inputs(width: int, height: int) -> list:
     ]  # fmt: skip
 
 
-def _snapped_size(node, width: int, height: int) -> tuple[int, int]:
+def snapped_size(node, width: int, height: int) -> tuple[int, int]:
+    """The nearest size that views can have; a change is said on the node."""
     new = snap_size(width, height)
     if new != (width, height):
         run.say(node, f"{width}x{height} became {new[0]}x{new[1]} (multiples of 16)")
@@ -93,7 +94,7 @@ class OrbitRig(io.ComfyNode):
         cls, views, start_azimuth, span, elevation, layers, layer_step, fov, distance, width,
         height, cloud: OrientedPoints | None = None, body: Body | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        width, height = _snapped_size(cls, width, height)
+        width, height = snapped_size(cls, width, height)
         fov = math.radians(fov)
         azimuths, elevations = orbit_angles(
             views,
@@ -188,7 +189,7 @@ class RigFromCameras(io.ComfyNode):
                 "'cameras' is empty: move the camera of the 3D viewer once and run it, so that it "
                 "has a position."
             )
-        size = _snapped_size(cls, width[0], height[0])
+        size = snapped_size(cls, width[0], height[0])
         return io.NodeOutput(load3d_to_opencv(cameras, *size))
 
 
@@ -371,7 +372,7 @@ class ResizeRig(io.ComfyNode):
 
     @classmethod
     def execute(cls, rig: Rig, width: int, height: int) -> io.NodeOutput:
-        return io.NodeOutput(rig.resized(*_snapped_size(cls, width, height)))
+        return io.NodeOutput(rig.resized(*snapped_size(cls, width, height)))
 
 
 class PreviewRig(io.ComfyNode):
