@@ -352,6 +352,24 @@ class PosedPerformer:
     """[F, J, 3] world; names in JOINTS."""
 
 
+def dressed_rest(
+    character: str,
+    look: Appearance,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:  # [N, 3], [J, 3]
+    """A body at rest with its clothes on, and its joints."""
+    bank = bank_on(torch.device(device))
+    index = bank.characters.index(character)
+    rest = bank.tensors["rest_vertices"][index].float()
+    heads = bank.tensors["rest_joints"][index]
+    inside = garment_distances(surface_coordinates(bank), look)
+    stand_off = {"hair": 0.018, "shirt": look.looseness, "trousers": look.looseness, "shoes": 0.008}
+    inflate = torch.stack(
+        [amount * (inside[k] / 0.02).clamp(0, 1) for k, amount in stand_off.items()]
+    ).amax(0)
+    return rest + inflate[:, None] * vertex_normals(rest[None], bank.faces)[0], heads
+
+
 def pose_performer(
     character: str,
     motion: str,
@@ -365,15 +383,7 @@ def pose_performer(
     Everything that is made of the result is computed on its `device`.
     """
     bank = bank_on(torch.device(device))
-    index = bank.characters.index(character)
-    rest = bank.tensors["rest_vertices"][index].float()
-    heads = bank.tensors["rest_joints"][index]
-    inside = garment_distances(surface_coordinates(bank), look)
-    stand_off = {"hair": 0.018, "shirt": look.looseness, "trousers": look.looseness, "shoes": 0.008}
-    inflate = torch.stack(
-        [amount * (inside[k] / 0.02).clamp(0, 1) for k, amount in stand_off.items()]
-    ).amax(0)
-    rest = rest + inflate[:, None] * vertex_normals(rest[None], bank.faces)[0]
+    rest, heads = dressed_rest(character, look, device)
     rotations, pelvis = sample_motion(bank, motion, times)
     cos, sin = np.cos(yaw), np.sin(yaw)
     turn = rest.new_tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
