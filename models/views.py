@@ -64,8 +64,12 @@ class Views:
     @cached_property
     def depth_range(self) -> tuple[float, float]:
         """Nearest and farthest of all views, metres; of depth alone."""
-        known = self.frames[self.frames > 0]
-        return (float(known.amin()), float(known.amax())) if len(known) else (0.0, 0.0)
+        near, far = math.inf, 0.0
+        for view in self.frames:  # what is picked out is a copy: gigabytes, of all at once
+            known = view[view > 0]
+            if len(known):
+                near, far = min(near, float(known.amin())), max(far, float(known.amax()))
+        return (near, far) if near < math.inf else (0.0, 0.0)
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         rig = self.rig._comfy_cache_tensors() if self.rig is not None else []
@@ -196,12 +200,16 @@ def grid_picture(
     return rearrange(filled, "(r c) k h w -> k (r h) (c w)", c=columns)
 
 
-def as_pictures(views: Views, v: int | slice = slice(None)) -> Tensor:  # [V, F, 3, H, W] 0..1
+def as_pictures(
+    views: Views,
+    v: int | slice = slice(None),
+    frames: slice = slice(None),
+) -> Tensor:  # [V, F, 3, H, W] 0..1
     """Colour as it is; depth as near = bright over the performer's range in all views.
 
     With a number `v`, that view alone, [F, 3, H, W]: many views as float32 are gigabytes.
     """
-    chosen = views.frames[v]
+    chosen = views.frames[v][..., frames, :, :, :]
     if views.frames.dtype == torch.uint8:
         return chosen.float() / 255
     if views.frames.shape[2] == 3:

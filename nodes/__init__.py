@@ -43,6 +43,7 @@ from . import (
     weights,
     windows,
 )
+from .node_previews import showing_views
 
 NODES: list[type[io.ComfyNode]] = [
     *views.NODES,
@@ -91,4 +92,4 @@ class TurnaroundExtension(ComfyExtension):
         # Not in on_load: ComfyUI 0.3.75 never calls it.
         embedded.register()
         annotators.register()
-        return NODES
+        return [showing_views(node) for node in NODES]

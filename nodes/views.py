@@ -25,7 +25,9 @@ from ..models.views import (
     snap_size,
     view_labels,
 )
+from ..models.views_stream import GRID
 from . import run
+from .node_previews import OUTPUT, stored
 from .patch_unet import VIEWS as VIEW_COUNT
 from .sockets import RIG, VIEWS
 
@@ -476,12 +478,15 @@ class PreviewViews(io.ComfyNode):
             node_id="TurnaroundPreviewViews",
             display_name="Preview Views",
             category=CATEGORY,
-            description="Shows all views playing side by side, and gives a contact sheet: one row "
-            "a view, time from left to right.",
+            description="Plays all views together on one timeline: step, zoom, one view alone, "
+            "before and after with a wipe; and gives a contact sheet: one row a view, time from "
+            "left to right.",
             inputs=[
                 VIEWS.Input("views", tooltip="Views of any kind."),
                 io.Int.Input("moments", default=5, min=1, max=20,
                              tooltip="Columns of the contact sheet."),
+                VIEWS.Input("compare", optional=True,
+                            tooltip="The same views before (or after) a change, to wipe between the two."),
             ],
             outputs=[io.Image.Output(display_name="contact_sheet", tooltip="One row a view.")],
             hidden=[io.Hidden.unique_id],
@@ -489,17 +494,28 @@ class PreviewViews(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, views: Views, moments: int) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            "turnaround_preview", folder_paths.get_temp_directory()
-        )
-        file = f"{name}_{counter:05}_.mp4"
-        write_mp4(Path(folder) / file, grid_video(views), views.fps)
+    def execute(cls, views: Views, moments: int, compare: Views | None = None) -> io.NodeOutput:
+        if compare is not None and len(compare) != len(views):
+            raise ValueError(
+                f"'compare' has {len(compare)} views but 'views' {len(views)}: connect the same "
+                "views before and after a change."
+            )
+        run.say(cls, _differing_lengths(views, compare))
+        shown = [stored(views, "views", 0, GRID, alone=True)]
+        if compare is not None:
+            shown.append(stored(compare, "compare", 1, GRID, alone=True))
         sheet = contact_sheet(views, moments)
-        return io.NodeOutput(
-            frames_to_image(sheet[None]),
-            ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.temp)]),
-        )
+        return io.NodeOutput(frames_to_image(sheet[None]), ui={OUTPUT: shown})
+
+
+def _differing_lengths(views: Views, compare: Views | None) -> str:
+    frames = views.frames.shape[1]
+    if compare is None or compare.frames.shape[1] == frames:
+        return ""
+    return (
+        f"'compare' has {compare.frames.shape[1]} frames and 'views' {frames}: the player keeps to "
+        "'views' and holds the last frame of what is shorter"
+    )
 
 
 LABEL_LENGTH = 40

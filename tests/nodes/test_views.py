@@ -275,16 +275,6 @@ def test_a_latent_that_does_not_fit_is_refused(wan_vae):
 # Files
 
 
-@pytest.mark.parametrize(("count", "height"), [(1, 16), (3, 17), (64, 16)])
-def test_preview_writes_one_mp4_into_the_temp_folder(folders, count, height):
-    output = nodes.PreviewViews.execute(Views(noise(count, 3, 3, height, 16)), 2)
-    (shown,) = output.ui.as_dict()["images"]
-    assert files_below(folders) == [f"temp/{shown['filename']}"]
-    assert shown["type"] == "temp" and shown["subfolder"] == ""
-    assert frame_count(folders / "temp" / shown["filename"]) == 3
-    assert output.args[0].shape == (1, count * height, 2 * 16, 3)
-
-
 def test_save_writes_every_view_and_the_grid_under_safe_names(folders):
     names = ("../../etc/x", "left: 90°", "n" * 300)
     views = Views(noise(3, 2, 3, 16, 16), rig=ring(3, names=names))
