@@ -118,7 +118,7 @@ class DistillAvatar(io.ComfyNode):
                 return AvatarTraining(ready, body, settings, counts, way)
 
             started = time.monotonic()
-            watched = distilled(begin, settings, file, when_cancelled == GO_ON, notes)
+            watched = distilled(cls, begin, settings, file, when_cancelled == GO_ON, notes)
             avatar = watched.training.avatar
             pictures = beside_given(avatar, ready)
         notes.insert(0, summary(watched.training, time.monotonic() - started))
@@ -183,8 +183,8 @@ class Watched:
 
 
 def distilled(
-    begin: Callable[[Settings], Distilling], settings: Settings, file: Path, goes_on: bool,
-    notes: list[str],
+    node: type, begin: Callable[[Settings], Distilling], settings: Settings, file: Path,
+    goes_on: bool, notes: list[str],
 ) -> Watched:  # fmt: skip
     """Learned to the end; with fewer Gaussians where memory runs out; or as far as it came before the
     cancel button, which else leaves it in `file`."""
@@ -192,6 +192,7 @@ def distilled(
         watched = None
         try:
             watched = Watched(begin(settings), file)
+            run.say(node, f"{settings.steps} steps, at most {settings.most} Gaussians")
             watched.learn()
             file.unlink(missing_ok=True)
             return watched
