@@ -7,106 +7,47 @@
  * column by column, as WebGL takes them. The file is described in models/cloud_file.py.
  */
 
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
+import {
+  BACKDROP_FRAGMENT,
+  GROUNDS,
+  GROUND_FRAGMENT,
+  GROUND_VERTEX,
+  SCREEN_VERTEX,
+  drawsInSoftware,
+  makeProgram,
+} from "./graphics.js";
+import { listenGestures, wheelZoom } from "./gestures.js";
+import { openStoredFile, sentenceOf } from "./stored_file.js";
+import { Timeline } from "./timeline.js";
+import {
+  STEEPEST,
+  add,
+  axesOf,
+  clamp,
+  directionOf,
+  length,
+  niceStep,
+  projectionMatrix,
+  unit,
+  viewMatrix,
+} from "./vectors.js";
+import { densityOf, icon, makeRoot, options, registerView } from "./view_widget.js";
 
-const NODE = "TurnaroundPreviewCloud";
-const OUTPUT = "turnaround_cloud";
-const MIN_HEIGHT = 280; // pixels of the whole widget
-const FIRST_SIZE = [420, 640]; // of a new node
 const MODES = [
   ["color", "Colour", ""],
   ["normals", "Normals", "red right, green up, blue towards you; black = not seen from the front"],
   ["seen", "Seen / guessed", "<b class=head-on></b>seen head-on <b class=grazing></b>grazing <b class=guessed></b>guessed"],
   ["depth", "Depth", "<b class=near></b>near the camera <b class=far></b>far"],
 ];
-const GROUNDS = {
-  dark: { inner: [0.17, 0.18, 0.2], outer: [0.085, 0.09, 0.105], line: [1, 1, 1, 0.16], shade: [0.06, 0.063, 0.07] },
-  light: { inner: [0.97, 0.972, 0.975], outer: [0.8, 0.81, 0.83], line: [0, 0, 0, 0.18], shade: [0.66, 0.67, 0.69] },
-};
 const REST = 160; // milliseconds without a change until the picture is drawn finely
 const MARGIN = 1.12; // free space around the performer
-const STEEPEST = 1.5; // radians above or below the horizon
 const ZOOMS = [0.08, 6]; // share of the first distance
-
-// ---- vectors and matrices ----
-
-const add = (a, b, k = 1) => a.map((v, i) => v + k * b[i]);
-const length = (a) => Math.hypot(...a);
-const unit = (a) => a.map((v) => v / (length(a) || 1));
-const cross = (a, b) => [
-  a[1] * b[2] - a[2] * b[1],
-  a[2] * b[0] - a[0] * b[2],
-  a[0] * b[1] - a[1] * b[0],
-];
-const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-const clamp = (v, low, high) => Math.min(high, Math.max(low, v));
-
-/** Rows right, down, forward of a camera at `eye` that looks at `target`. */
-function axesOf(eye, target) {
-  const forward = unit(add(target, eye, -1));
-  const right = unit(cross([0, 1, 0], forward));
-  return [right, cross(forward, right), forward];
-}
-
-function viewMatrix(eye, axes) {
-  const columns = [0, 1, 2].map((i) => [axes[0][i], axes[1][i], axes[2][i], 0]);
-  return new Float32Array([...columns.flat(), ...axes.map((a) => -dot(a, eye)), 1]);
-}
-
-/** Camera space (y down, z forward) to WebGL's clip space. */
-function projectionMatrix(tan, aspect, near, far) {
-  const depth = far - near;
-  return new Float32Array([
-    1 / (tan * aspect), 0, 0, 0,
-    0, -1 / tan, 0, 0,
-    0, 0, (far + near) / depth, 1,
-    0, 0, (-2 * far * near) / depth, 0,
-  ]);
-}
 
 // ---- the file ----
 
-/** A function that gives the next `count` bytes of a stream. */
-function byteReader(stream) {
-  const reader = stream.getReader();
-  let rest = new Uint8Array(0);
-  return async function take(count) {
-    const whole = new Uint8Array(count);
-    for (let filled = 0; filled < count; ) {
-      if (!rest.length) {
-        const { done, value } = await reader.read();
-        if (done) throw new Error("The cloud's file is cut off: run the node again.");
-        rest = value;
-      }
-      const part = rest.subarray(0, count - filled);
-      whole.set(part, filled);
-      filled += part.length;
-      rest = rest.subarray(part.length);
-    }
-    return whole;
-  };
-}
-
 /** Fetch a cloud; every frame is handed over as soon as it has come. */
 async function loadCloud(file, signal, onHeader, onFrame) {
-  const query = new URLSearchParams({
-    filename: file.filename,
-    subfolder: file.subfolder,
-    type: file.type,
-    checksum: file.checksum, // another cloud of this name is not taken from the browser's cache
-  });
-  const answer = await fetch(api.apiURL(`/view?${query}`), { signal });
-  if (answer.status === 404) {
-    throw new Error("The cloud's file is gone, as ComfyUI clears its temp folder: run the node again.");
-  }
-  if (!answer.ok) throw new Error(`ComfyUI did not hand out the cloud (${answer.status}): run the node again.`);
-  const take = byteReader(answer.body);
-  if (new TextDecoder().decode(await take(8)) !== "TURNCLD1") {
-    throw new Error("The cloud was written by another version of Turnaround: run the node again.");
-  }
-  const size = new DataView((await take(4)).buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(await take(size)));
+  const { header, take } = await openStoredFile(file, "TURNCLD1", "cloud", signal);
   onHeader(header);
   for (const [f, count] of header.counts.entries()) {
     onFrame(f, await take(Math.ceil((13 * count) / 4) * 4), count);
@@ -189,23 +130,6 @@ void main() {
   pixel = vec4(color, 1.0);
 }`;
 
-const SCREEN_VERTEX = `#version 300 es
-out vec2 uv;
-void main() {
-  uv = vec2(gl_VertexID == 1 ? 2.0 : 0.0, gl_VertexID == 2 ? 2.0 : 0.0);
-  gl_Position = vec4(uv * 2.0 - 1.0, 0.0, 1.0);
-}`;
-
-const BACKDROP_FRAGMENT = `#version 300 es
-precision highp float;
-in vec2 uv;
-uniform vec3 inner, outer;
-out vec4 pixel;
-void main() {
-  vec2 d = uv - vec2(0.5, 0.35);
-  pixel = vec4(mix(inner, outer, smoothstep(0.0, 0.75, length(d))), 1.0);
-}`;
-
 // Points are drawn into a picture of their own; here it is shrunk, and creases darkened by how much
 // nearer the surroundings of a pixel are (eye-dome lighting), which makes folds and limbs readable.
 const COMPOSE_FRAGMENT = `#version 300 es
@@ -251,33 +175,6 @@ void main() {
   gl_FragDepth = nearest;
 }`;
 
-const GROUND_VERTEX = `#version 300 es
-precision highp float;
-uniform mat4 view, projection;
-uniform vec3 middle;      // under the performer
-uniform float reach;      // metres
-out vec2 place;
-void main() {
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
-  place = corner * reach;
-  gl_Position = projection * view * vec4(middle.x + place.x, middle.y, middle.z + place.y, 1.0);
-}`;
-
-const GROUND_FRAGMENT = `#version 300 es
-precision highp float;
-in vec2 place;
-uniform float reach, cell; // metres
-uniform vec4 line;
-out vec4 pixel;
-void main() {
-  vec2 p = place / cell;
-  vec2 width = fwidth(p);
-  vec2 near = abs(fract(p - 0.5) - 0.5) / width;
-  float ink = 1.0 - min(min(near.x, near.y), 1.0);
-  float fade = smoothstep(1.0, 0.15, length(place) / reach) / (1.0 + 2.0 * max(width.x, width.y));
-  pixel = vec4(line.rgb, 1.0) * (line.a * ink * fade);
-}`;
-
 const LINES_VERTEX = `#version 300 es
 precision highp float;
 layout(location = 0) in vec3 place;
@@ -292,38 +189,6 @@ void main() { pixel = vec4(line.rgb * line.a, line.a); }`;
 
 // ---- drawing ----
 
-function makeProgram(gl, vertex, fragment) {
-  const program = gl.createProgram();
-  for (const [kind, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
-    const shader = gl.createShader(kind);
-    gl.shaderSource(shader, source);
-    gl.compileShader(shader);
-    gl.attachShader(program, shader);
-    gl.deleteShader(shader);
-  }
-  gl.linkProgram(program);
-  if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
-    throw new Error("The graphics driver refused to draw the cloud: update it, or use the turntable output.");
-  }
-  const places = new Map();
-  const count = gl.getProgramParameter(program, gl.ACTIVE_UNIFORMS) ?? 0;
-  for (let i = 0; i < count; i++) {
-    const { name, type } = gl.getActiveUniform(program, i);
-    places.set(name, [gl.getUniformLocation(program, name), type]);
-  }
-  const setters = {
-    [gl.FLOAT]: "uniform1f", [gl.INT]: "uniform1i", [gl.SAMPLER_2D]: "uniform1i",
-    [gl.FLOAT_VEC2]: "uniform2fv", [gl.FLOAT_VEC3]: "uniform3fv", [gl.FLOAT_VEC4]: "uniform4fv",
-  };
-  return function use(values) {
-    gl.useProgram(program);
-    for (const [name, [place, type]] of places) {
-      if (type === gl.FLOAT_MAT4) gl.uniformMatrix4fv(place, false, values[name]);
-      else gl[setters[type]](place, values[name]);
-    }
-  };
-}
-
 /** Everything that lives on the graphics card. */
 class Scene {
   constructor(canvas) {
@@ -332,9 +197,7 @@ class Scene {
       throw new Error("This browser has no WebGL2, which the 3D view needs: connect 'turntable' to Preview Image instead.");
     }
     const gl = this.gl;
-    const info = gl.getExtension("WEBGL_debug_renderer_info");
-    const name = String(gl.getParameter(info ? info.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
-    this.isSoftware = /swiftshader|llvmpipe|software|basic render/i.test(name);
+    this.isSoftware = drawsInSoftware(gl);
     this.points = makeProgram(gl, POINTS_VERTEX, POINTS_FRAGMENT);
     this.backdrop = makeProgram(gl, SCREEN_VERTEX, BACKDROP_FRAGMENT);
     this.compose = makeProgram(gl, SCREEN_VERTEX, COMPOSE_FRAGMENT);
@@ -496,12 +359,6 @@ function stageOf(header) {
   };
 }
 
-/** 1, 2 or 5 times a power of ten. */
-function niceStep(v) {
-  const ten = 10 ** Math.floor(Math.log10(v));
-  return ten * ([5, 2].find((n) => n * ten <= v) ?? 1);
-}
-
 /** The source camera's tip and the corners of its picture at a depth, world. */
 function cameraCorners({ center, rotation, K, width, height }, depth) {
   const corner = ([u, v]) => {
@@ -517,10 +374,8 @@ function lookFrom(stage, look, aspect) {
   const distance = stage.distance * look.zoom;
   const azimuth = stage.azimuth + look.azimuth;
   const elevation = clamp(stage.elevation + look.elevation, -STEEPEST, STEEPEST);
-  const level = Math.cos(elevation);
-  const direction = [Math.sin(azimuth) * level, -Math.sin(elevation), -Math.cos(azimuth) * level];
   const target = add(stage.middle, look.shift, stage.distance);
-  const eye = add(target, direction, distance);
+  const eye = add(target, directionOf(azimuth, elevation), distance);
   const axes = axesOf(eye, target);
   const range = [0.02 * distance, distance + 2 * stage.distance + 8 * stage.size];
   return {
@@ -537,44 +392,13 @@ const firstLook = () => ({ azimuth: 0, elevation: 0, zoom: 1, shift: [0, 0, 0] }
 
 // ---- the widget ----
 
-const ICONS = {
-  play: "M4 2.5v11l9-5.5z",
-  pause: "M4 3h3v10H4zM9 3h3v10H9z",
-  ground: "M8 1.5a6.5 6.5 0 1 0 0 13 6.5 6.5 0 0 0 0-13zM8 3v10A5 5 0 0 1 8 3z",
-  home: "M8 2.2 14 8h-1.8v5.5H9.4V9.8H6.6v3.7H3.8V8H2z",
-};
-const icon = (name) => `<svg viewBox="0 0 16 16" width="14" height="14" fill="currentColor" fill-rule="evenodd"><path d="${ICONS[name]}"/></svg>`;
-
 const STYLE = `
-.turnaround-cloud { display: flex; flex-direction: column; width: 100%; height: 100%; min-height: ${MIN_HEIGHT - 20}px;
-  box-sizing: border-box; overflow: hidden; border-radius: 6px; font: 12px/1.3 sans-serif;
-  border: 1px solid var(--border-color, #4e4e4e); color: var(--input-text, #ddd);
-  background: var(--comfy-input-bg, #222); user-select: none; }
-.turnaround-cloud .stage { position: relative; flex: 1 1 0; min-height: 0; background: #17181b; }
-.turnaround-cloud canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block;
-  cursor: grab; touch-action: none; outline: none; }
-.turnaround-cloud canvas:active { cursor: grabbing; }
-.turnaround-cloud .stage:focus-within { box-shadow: inset 0 0 0 1px #4a90d9; }
-.turnaround-cloud .words { position: absolute; inset: 0; display: grid; place-items: center; padding: 16px;
-  text-align: center; color: #b9bcc4; pointer-events: none; }
-.turnaround-cloud .legend { position: absolute; left: 8px; top: 6px; right: 8px; color: #fff; opacity: .85;
-  text-shadow: 0 0 3px #000, 0 0 3px #000; pointer-events: none; }
 .turnaround-cloud .legend b { display: inline-block; width: 9px; height: 9px; border-radius: 50%;
   margin: 0 4px 0 8px; }
 .turnaround-cloud .legend b:first-child { margin-left: 0; }
 .turnaround-cloud .head-on { background: #1775d1; } .turnaround-cloud .grazing { background: #cce6f7; }
 .turnaround-cloud .guessed { background: #f28c33; } .turnaround-cloud .near { background: #fce88c; }
-.turnaround-cloud .far { background: #3d2a6b; }
-.turnaround-cloud .hint { position: absolute; left: 0; right: 0; bottom: 6px; text-align: center; opacity: .6;
-  color: #fff; text-shadow: 0 0 3px #000; pointer-events: none; font-size: 11px; }
-.turnaround-cloud .bar { display: flex; align-items: center; gap: 6px; padding: 5px 6px; flex: none; }
-.turnaround-cloud .bar input { flex: 1 1 40px; min-width: 30px; accent-color: #4a90d9; }
-.turnaround-cloud .bar button, .turnaround-cloud .bar select { height: 24px; color: inherit; cursor: pointer;
-  border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; font: inherit;
-  background: var(--comfy-menu-bg, #353535); }
-.turnaround-cloud .bar button { width: 28px; padding: 0; display: grid; place-items: center; flex: none; }
-.turnaround-cloud .bar output { min-width: 44px; text-align: right; font-variant-numeric: tabular-nums; }
-.turnaround-cloud [hidden] { display: none !important; }`;
+.turnaround-cloud .far { background: #3d2a6b; }`;
 
 const MARKUP = `
 <div class="stage">
@@ -586,7 +410,7 @@ const MARKUP = `
   <button class="play" title="Play or pause (space)"></button>
   <input type="range" min="0" max="0" value="0" step="1" title="Frame (arrow keys)">
   <output></output>
-  <select title="What the colours mean">${MODES.map(([key, label]) => `<option value="${key}">${label}</option>`).join("")}</select>
+  <select title="What the colours mean">${options(MODES)}</select>
   <button class="ground" title="Dark or light background">${icon("ground")}</button>
   <button class="home" title="Back to the source camera's view (double-click)">${icon("home")}</button>
 </div>`;
@@ -599,13 +423,9 @@ class CloudView {
   constructor(memory) {
     this.memory = memory;
     this.look = firstLook();
-    this.frame = 0;
-    this.isPlaying = false;
+    this.timeline = new Timeline();
     this.isVisible = true;
-    this.root = document.createElement("div");
-    // ComfyUI's newer nodes give the room that is left to what expands.
-    this.root.className = "turnaround-cloud widget-expands";
-    this.root.innerHTML = MARKUP;
+    this.root = makeRoot("turnaround-cloud", MARKUP);
     const part = (selector) => this.root.querySelector(selector);
     this.parts = {
       stage: part(".stage"), legend: part(".legend"), hint: part(".hint"), words: part(".words"), play: part(".play"),
@@ -643,8 +463,7 @@ class CloudView {
     } catch (error) {
       if (loading.signal.aborted) return;
       this.#release();
-      const isNetwork = error instanceof TypeError; // as fetch has it
-      this.#say(isNetwork ? "ComfyUI did not answer: start it and run the node again." : error.message, "failed");
+      this.#say(sentenceOf(error), "failed");
     }
   }
 
@@ -673,7 +492,9 @@ class CloudView {
     this.header = header;
     this.stage = stageOf(header);
     this.scene.setCamera(this.stage.corners);
-    this.frame = Math.min(this.frame, header.counts.length - 1);
+    this.timeline.total = header.counts.length;
+    this.timeline.fps = header.fps || 1;
+    this.timeline.hold(this.timeline.time);
     this.parts.slider.max = header.counts.length - 1;
     this.parts.hint.hidden = Boolean(this.memory.knowsHow);
     this.#showControls();
@@ -713,7 +534,7 @@ class CloudView {
   }
 
   dispose() {
-    this.isPlaying = false;
+    this.timeline.play(false);
     this.#release();
     this.#say(EMPTY);
     this.#showControls();
@@ -739,7 +560,7 @@ class CloudView {
     const { play, slider, count, mode, legend } = this.parts;
     const total = this.header?.counts.length ?? 0;
     const come = this.scene?.frames.length ?? 0;
-    play.innerHTML = icon(this.isPlaying ? "pause" : "play");
+    play.innerHTML = icon(this.timeline.isPlaying ? "pause" : "play");
     play.disabled = slider.disabled = total < 2;
     slider.value = this.frame;
     const text = total ? `${this.frame + 1} / ${total}` : "";
@@ -749,16 +570,18 @@ class CloudView {
     legend.hidden = !total || !MODES[this.mode][2];
   }
 
+  get frame() {
+    return this.timeline.frame;
+  }
+
   setFrame(f) {
-    const total = this.header?.counts.length ?? 1;
-    this.frame = ((Math.round(f) % total) + total) % total;
+    this.timeline.seek(Math.round(f));
     this.root.dataset.frame = this.frame;
     this.redraw();
   }
 
   setPlaying(isPlaying) {
-    this.isPlaying = isPlaying && (this.header?.counts.length ?? 0) > 1;
-    this.began = performance.now() - (1000 * this.frame) / (this.header?.fps || 1);
+    this.timeline.play(isPlaying);
     this.redraw();
   }
 
@@ -769,14 +592,10 @@ class CloudView {
 
   #listen(ground, home) {
     const { root, parts } = this;
-    // What happens in here is not for the graph below: neither dragging nodes nor zooming the graph.
-    for (const kind of ["pointerdown", "pointerup", "dblclick", "contextmenu", "click"]) {
-      root.addEventListener(kind, (event) => event.button !== 1 && event.stopPropagation());
-    }
     root.addEventListener("keydown", (event) => this.#onKey(event));
-    parts.play.addEventListener("click", () => this.setPlaying(!this.isPlaying));
+    parts.play.addEventListener("click", () => this.setPlaying(!this.timeline.isPlaying));
     parts.slider.addEventListener("input", () => {
-      this.isPlaying = false;
+      this.timeline.play(false);
       this.setFrame(parts.slider.valueAsNumber);
     });
     parts.mode.addEventListener("change", () => this.#remember("colors", parts.mode.value));
@@ -792,7 +611,7 @@ class CloudView {
   #onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target === this.parts.mode) return;
     const deeds = {
-      " ": () => this.setPlaying(!this.isPlaying),
+      " ": () => this.setPlaying(!this.timeline.isPlaying),
       ArrowLeft: () => this.setFrame(this.frame - 1),
       ArrowRight: () => this.setFrame(this.frame + 1),
       Home: () => this.setFrame(0),
@@ -803,37 +622,25 @@ class CloudView {
     if (!deed || (event.key === " " && event.target.tagName === "BUTTON")) return;
     event.preventDefault();
     event.stopPropagation();
-    if (event.key !== " ") this.isPlaying = false;
+    if (event.key !== " ") this.timeline.play(false);
     deed();
   }
 
   #listenCanvas(canvas) {
-    let last = null;
-    canvas.addEventListener("pointerdown", (event) => {
-      if (event.button === 1) return; // moves the graph, as everywhere
-      canvas.focus({ preventScroll: true });
-      canvas.setPointerCapture(event.pointerId);
-      last = [event.clientX, event.clientY];
+    listenGestures(canvas, {
+      turn: (dx, dy) => this.#turn(dx, dy),
+      move: (dx, dy) => this.#move(dx, dy),
+      zoom: (factor) => this.#zoom(factor),
+      home: () => this.#goHome(),
     });
-    canvas.addEventListener("pointermove", (event) => {
-      if (!last) return;
-      event.stopPropagation();
-      const now = [event.clientX, event.clientY];
-      const [dx, dy] = add(now, last, -1).map((v) => v / canvas.getBoundingClientRect().height);
-      last = now;
-      if (event.buttons & 2 || event.shiftKey) this.#move(dx, dy);
-      else this.#turn(dx, dy);
-    });
-    for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      canvas.addEventListener(kind, () => (last = null));
-    }
-    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
-    canvas.addEventListener("dblclick", () => this.#goHome());
   }
 
   zoom(event) {
-    const lines = event.deltaMode === 1 ? 16 : 1; // some browsers count in lines
-    this.look.zoom = clamp(this.look.zoom * Math.exp(0.0012 * lines * event.deltaY), ...ZOOMS);
+    this.#zoom(wheelZoom(event));
+  }
+
+  #zoom(factor) {
+    this.look.zoom = clamp(this.look.zoom * factor, ...ZOOMS);
     this.#learned();
   }
 
@@ -877,18 +684,17 @@ class CloudView {
   #tick(now) {
     this.ticket = null;
     if (!this.scene?.frames.length || !this.isVisible || !this.parts.stage.clientWidth) return;
-    if (this.isPlaying) this.#advance(now);
+    if (this.timeline.isPlaying) this.#advance(now);
     this.#draw(false);
-    if (this.isPlaying) this.ticket = requestAnimationFrame((later) => this.#tick(later));
+    if (this.timeline.isPlaying) this.ticket = requestAnimationFrame((later) => this.#tick(later));
     else this.rest = setTimeout(() => this.#draw(true), REST);
   }
 
   #advance(now) {
-    const total = this.header.counts.length;
-    const f = Math.floor((Math.max(0, now - this.began) * this.header.fps) / 1000) % total;
-    if (f === this.frame) return;
-    this.frame = f;
-    this.root.dataset.frame = f;
+    const before = this.frame;
+    this.timeline.advance(now);
+    if (this.frame === before) return;
+    this.root.dataset.frame = this.frame;
     this.#showControls();
   }
 
@@ -896,9 +702,7 @@ class CloudView {
   #draw(isStill) {
     const { scene, stage, header, canvas } = this;
     if (!scene || !stage || canvas.clientWidth === 0) return;
-    // The graph's zoom scales the node: draw as many pixels as are on screen.
-    const zoom = clamp(canvas.getBoundingClientRect().width / canvas.clientWidth, 0.5, 2);
-    const density = zoom * devicePixelRatio;
+    const density = densityOf(canvas);
     const size = [canvas.clientWidth, canvas.clientHeight].map((v) => clamp(Math.round(v * density), 1, 4096));
     if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     // Without a graphics card a moving picture is drawn coarsely.
@@ -923,77 +727,13 @@ class CloudView {
   }
 }
 
-// ---- ComfyUI ----
-
-const views = new Map(); // node -> its CloudView
-
-/** The output that the page holds for a node; nodes of subgraphs are named by both ids. */
-function outputOf(node, outputs) {
-  const isInside = node.graph && node.graph.isRootGraph === false;
-  return outputs?.[isInside ? `${node.graph.id}:${node.id}` : String(node.id)]?.[OUTPUT]?.[0];
-}
-
-function addView(node) {
-  node.properties.cloud_view ??= {};
-  const view = new CloudView(node.properties.cloud_view);
-  const widget = node.addDOMWidget("cloud_view", "turnaround_cloud", view.root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => MIN_HEIGHT,
-  });
-  widget.serialize = false; // not in the workflow file either
-  const { onExecuted, onRemoved, onAdded, onConfigure } = node;
-  node.onAdded = function (...given) {
-    onAdded?.apply(this, given);
-    views.set(node, view);
-  };
-  node.onConfigure = function (...given) {
-    onConfigure?.apply(this, given);
-    view.memory = node.properties.cloud_view ??= {}; // a loaded workflow brings its own
-    view.redraw();
-  };
-  node.onExecuted = function (output, ...given) {
-    onExecuted?.call(this, output, ...given);
-    if (output?.[OUTPUT]?.[0]) view.show(output[OUTPUT][0]);
-  };
-  node.onRemoved = function (...given) {
-    onRemoved?.apply(this, given);
-    views.delete(node);
-    view.dispose();
-  };
-  node.setSize([Math.max(node.size[0], FIRST_SIZE[0]), Math.max(node.size[1], FIRST_SIZE[1])]);
-}
-
-/** After a change of workflow, undo or a look into the history, no node runs, but outputs are there. */
-function showHeldOutput(node, outputs) {
-  const file = outputOf(node, outputs);
-  if (file) views.get(node)?.show(file);
-}
-
-/** The wheel over a view is the view's; caught early, as ComfyUI's newer nodes take it on its way. */
-function onWheel(event) {
-  const view = [...views.values()].find((v) => v.canvas === event.target);
-  if (!view?.canvas) return;
-  event.preventDefault();
-  event.stopPropagation();
-  view.zoom(event);
-}
-
-app.registerExtension({
-  name: "Turnaround.PreviewCloud",
-  init() {
-    window.addEventListener("wheel", onWheel, { capture: true, passive: false });
-    const style = document.createElement("style");
-    style.textContent = STYLE;
-    document.head.append(style);
-  },
-  nodeCreated(node) {
-    if (node.comfyClass === NODE) addView(node);
-  },
-  loadedGraphNode(node) {
-    if (node.comfyClass === NODE) showHeldOutput(node, app.nodeOutputs);
-  },
-  onNodeOutputsUpdated(outputs) {
-    for (const node of views.keys()) showHeldOutput(node, outputs);
-  },
+registerView({
+  extension: "Turnaround.PreviewCloud",
+  nodeClass: "TurnaroundPreviewCloud",
+  widget: "cloud_view",
+  output: "turnaround_cloud",
+  minHeight: 280,
+  firstSize: [420, 640],
+  style: STYLE,
+  make: (memory) => new CloudView(memory),
 });
