@@ -3,6 +3,9 @@
 - tests/golden/nodes.json: every node's id, inputs, widgets and outputs, as a running ComfyUI tells
   them. A change that would break saved graphs is refused, unless asked for with --break.
 - the tables of models/checkpoints.py in README.md and in the help page of Get Models.
+- locales/zh/nodeDefs.json, what the page shows in Chinese: the nodes' English words, each looked up in
+  locales/words_zh.json. New words are added there with nothing behind them, unused ones go. (English
+  needs no such file: the page falls back on the words of the nodes themselves.)
 
 Differences are told in sentences by `broken` and `added`; tests/nodes/test_golden.py asks them.
 """
@@ -13,6 +16,7 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +25,8 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 KEPT = ("default", "min", "max", "options")
 FROM_DISK = re.compile(r"\.[a-z]\w{1,10}$|^\(")
 """Choices that are files (or say that there are none) differ from machine to machine."""
+WORDS = ROOT / "locales" / "words_zh.json"
+CHINESE = ROOT / "locales" / "zh" / "nodeDefs.json"
 TABLES = ("README.md", "js/docs/TurnaroundGetModels.md")
 
 
@@ -138,6 +144,54 @@ def with_tables(text: str) -> str:
     return text
 
 
+def shown(node: type, said: Callable[[str], str]) -> dict:
+    """What the page shows of a node, each English word given to `said`; empty answers are left out."""
+    schema = node.GET_SCHEMA()
+    sockets = {
+        "inputs": {i.id: {"tooltip": said(i.tooltip)} for i in schema.inputs or []},
+        "outputs": {
+            str(n): {"tooltip": said(o.tooltip)} for n, o in enumerate(schema.outputs or [])
+        },
+    }
+    told = {
+        side: {name: words for name, words in each.items() if words["tooltip"]}
+        for side, each in sockets.items()
+    }
+    names = {"display_name": said(schema.display_name), "description": said(schema.description)}
+    return {key: value for key, value in {**names, **told}.items() if value}
+
+
+def english() -> list[str]:
+    """Every word that nodes show, once, in their order."""
+    from turnaround.nodes import NODES
+
+    words: dict[str, None] = {}
+    for node in NODES:
+        shown(node, lambda word: words.setdefault(word) or word)
+    return list(words)
+
+
+def chinese(words: dict[str, str]) -> dict[str, dict]:
+    """nodeDefs.json: what is not translated stays out, and the page shows it in English."""
+    from turnaround.nodes import NODES
+
+    told = {n.GET_SCHEMA().node_id: shown(n, lambda word: words.get(word, "")) for n in NODES}
+    return {node: said for node, said in told.items() if said}
+
+
+def as_json(data: dict) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
+def write_chinese() -> None:
+    words = json.loads(WORDS.read_text(encoding="utf-8"))
+    words = {word: words.get(word, "") for word in english()}
+    WORDS.write_text(as_json(words), encoding="utf-8")
+    CHINESE.write_text(as_json(chinese(words)), encoding="utf-8")
+    missing = [word for word in words if not words[word]]
+    sys.stdout.write("".join(f"not in Chinese yet: {word}\n" for word in missing))
+
+
 def main(arguments: list[str]) -> None:
     spec = importlib.util.spec_from_file_location("in_comfyui", ROOT / "tests" / "in_comfyui.py")
     in_comfyui = importlib.util.module_from_spec(spec)
@@ -152,6 +206,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("Saved graphs would break:\n  " + "\n  ".join(lost))
     sys.stdout.write("\n".join(added(old, new)) + f"\n{len(new)} nodes\n")
     FILE.write_text(written(new), encoding="utf-8")
+    write_chinese()
 
 
 if __name__ == "__main__":

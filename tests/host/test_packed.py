@@ -89,6 +89,13 @@ def test_help_scripts_and_templates_are_served(installed, object_info, dev):
     assert sorted(templates) == sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
 
 
+def test_chinese_words_reach_the_page(installed):
+    told = installed.get("/i18n")["zh"]
+    wanted = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert {node: told["nodeDefs"].get(node) for node in wanted} == wanted
+    assert told["nodeCategories"]["1 views"] == "1 视角"
+
+
 def test_a_graph_runs(installed):
     """Nothing that was left out is needed: a performer drawn, its geometry found by the net."""
     graph = {
