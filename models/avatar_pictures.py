@@ -60,11 +60,12 @@ def drawn_shots(
     ground: Tensor | None = None,  # [3] or [3, H, W]; None = black
     geometry: bool = False,
     device: torch.device | None = None,  # None = where the avatar is
+    way: str | None = None,  # of rasterize_splats.WAYS; None = the quickest for so many
 ) -> Iterator[SplatPicture]:
     """One picture a shot. The Gaussians are posed once for neighbouring shots of one time."""
     home = avatar.splats.means
     device = device or home.device
-    way = fastest_way(device, home.dtype, len(avatar.splats) * len(shots))
+    way = way or fastest_way(device, home.dtype, len(avatar.splats) * len(shots))
     posed: tuple[float, Splats] | None = None
     for camera, time in shots:
         if posed is None or posed[0] != time:
@@ -84,13 +85,14 @@ def avatar_pictures(
     geometry: bool = False,
     device: torch.device | None = None,  # that draws; None = where the avatar is
     on_step: OnStep | None = None,
+    way: str | None = None,
 ) -> AvatarPictures:  # on the CPU, in the order of the shots
     """All shots, drawn one after another; `on_step` also gets the newest picture."""
     n, (H, W) = len(shots), (rig.height, rig.width)
     color, alpha = torch.empty(n, 3, H, W, dtype=torch.uint8), torch.empty(n, H, W)
     depth = torch.empty(n, H, W) if geometry else None
     normals = torch.empty_like(color) if geometry else None
-    for i, seen in enumerate(drawn_shots(avatar, rig, shots, ground, geometry, device)):
+    for i, seen in enumerate(drawn_shots(avatar, rig, shots, ground, geometry, device, way)):
         color[i], alpha[i] = to_bytes(seen.color).cpu(), seen.alpha.clamp(0, 1).cpu()
         if geometry:
             solid = seen.alpha >= SOLID
@@ -140,9 +142,11 @@ def framing(avatar: Avatar) -> Framing:
     boxes = []
     for time in sorted(times):
         splats = avatar.at(time)
-        means = splats.means[splats.opacities > 0]
-        means = (means if len(means) else splats.means).float().cpu()
-        ordered = means.sort(0).values
+        seen = splats.means.isfinite().all(1)
+        if not seen.any():
+            raise ValueError("The avatar holds NaN or infinity in all its places: distil it again.")
+        solid = seen & (splats.opacities > 0)
+        ordered = splats.means[solid if solid.any() else seen].float().cpu().sort(0).values
         off = int(STRAY * len(ordered))
         boxes.append(torch.stack([ordered[off], ordered[-1 - off]]))
     low, high = torch.stack(boxes)[:, 0].amin(0), torch.stack(boxes)[:, 1].amax(0)

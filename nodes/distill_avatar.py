@@ -174,7 +174,8 @@ class Watched:
         shot = (0, float(self.looks % avatar.frame_count))
         rig = self.swing.at(self.looks / LOOKS_A_TURN)
         self.looks += 1
-        return avatar_pictures(avatar, rig, [shot], GREY).color[0].float() / 255
+        seen = avatar_pictures(avatar, rig, [shot], GREY, way=self.training.way)
+        return seen.color[0].float() / 255
 
     def keep(self) -> None:
         """On the disk, if anything was learned."""

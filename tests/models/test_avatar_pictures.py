@@ -108,6 +108,11 @@ def test_dust_far_away_does_not_make_an_avatar_small(avatar):
     means = avatar.splats.means.clone()
     means[0] = 50.0
     assert framing(replace(avatar, splats=replace(avatar.splats, means=means))).half_height < 1
+    means[1] = math.nan
+    broken = framing(replace(avatar, splats=replace(avatar.splats, means=means)))
+    assert broken.centre.isfinite().all() and broken.half_height < 1
+    with pytest.raises(ValueError, match="NaN or infinity in all its places"):
+        framing(replace(avatar, splats=replace(avatar.splats, means=means * math.nan)))
 
 
 def test_a_camera_that_swings_goes_all_round_where_cameras_stand_all_round():
