@@ -32,6 +32,8 @@ RIGID = 1e-3
 """How much the turn of what belongs to a bone alone counts beside the whole skin's."""
 SHAPE_FRAMES, ROUNDS = 16, 6
 """From which a body's build is read, and how often."""
+SAME_SKIN = 0.0025
+"""Metres between the bare skin of a performer and of a body that is this performer."""
 HOLD, LOOSE = 0.02, 1e-3
 """How much a joint is held where it is (1 = as much as a bone that turns by 60 degrees pulls), and a
 vertex."""
@@ -95,18 +97,20 @@ class Skeleton:
     """A body at rest with bones in it."""
 
     rest: Tensor
-    """[N, 3] upright, facing -z."""
+    """[N, 3] upright, metres."""
     joints: Tensor
     """[17, 3]"""
     weights: Tensor
     """[N, 17] sum 1: how much each vertex follows each joint."""
+    facing: Tensor = torch.eye(3)
+    """[3, 3] turns it so that it faces -z."""
 
     def to(self, dtype: torch.dtype) -> Skeleton:
         return Skeleton(*(values.to(dtype) for values in vars(self).values()))
 
     def hanging(self) -> tuple[Tensor, Tensor]:  # [17, 3, 3], [17, 3]
         """Turns from the rest to the hanging figure, and that figure's bones."""
-        turns = rest_alignment(self.joints)
+        turns = rest_alignment(self.joints @ self.facing.T) @ self.facing
         bones = torch.zeros_like(self.joints)
         for j, parent in enumerate(PARENTS[1:], 1):
             bones[j] = turns[parent] @ (self.joints[j] - self.joints[parent])
@@ -210,10 +214,12 @@ def bone_maps(
 def own_skeleton(body: Body, template: Skeleton) -> Skeleton:
     """The bones in the body's own build, given those in its template.
 
-    By turns: how the bones turn, where they meet, and what the body at rest must be for that."""
+    By turns: how the bones turn, where they meet, and what the body at rest must be for that. The pack's
+    own performers are recognised: their bones are known."""
     vertices = _seen(body, SHAPE_FRAMES)
-    if of_performers(body.faces):
-        return _dressed(vertices, _recognised(vertices, body.faces), body.faces)
+    known = _recognised(vertices, body.faces) if of_performers(body.faces) else None
+    if known is not None:
+        return _unposed(vertices, *_maps_of_rest(vertices, known, body.faces), known)
     rest = built_like(body)
     skeleton = on_shape(template, rest)
     for _ in range(ROUNDS):
@@ -224,22 +230,19 @@ def own_skeleton(body: Body, template: Skeleton) -> Skeleton:
     return skeleton
 
 
-def _recognised(vertices: Tensor, faces: Tensor) -> Skeleton:
-    """Which of the pack's performers it is: the one whose skin lies nearest when moved alike."""
+def _recognised(vertices: Tensor, faces: Tensor) -> Skeleton | None:
+    """Which of the pack's performers it is: the one whose bare skin lies on the body's when moved
+    alike. Clothes stand off it, so the nearest quarter decides. None = a build of its own."""
     bank, some = load_performers(), vertices[:: max(1, len(vertices) // 3)]
     found = []
-    for rest, joints in zip(bank.tensors["rest_vertices"].float(), bank.tensors["rest_joints"],
-                            strict=True):  # fmt: skip
+    rests = bank.tensors["rest_vertices"].float()
+    for rest, joints in zip(rests, bank.tensors["rest_joints"], strict=True):
         skeleton = Skeleton(rest, joints, _bank_weights())
-        rotations, places = bone_maps(some, skeleton, faces)
-        off = skeleton.to(torch.float64).skinned(rotations, places) - some
-        found.append((float(off.square().mean()), skeleton))
-    return min(found, key=lambda one: one[0])[1]
-
-
-def _dressed(vertices: Tensor, skeleton: Skeleton, faces: Tensor) -> Skeleton:
-    """With what the clothes add."""
-    return _unposed(vertices, *_maps_of_rest(vertices, skeleton, faces), skeleton)
+        moved = skeleton.to(torch.float64).skinned(*bone_maps(some, skeleton, faces))
+        off = (moved - some).norm(dim=-1).flatten()
+        found.append((float(off.kthvalue(len(off) // 4).values), skeleton))
+    off, skeleton = min(found, key=lambda one: one[0])
+    return skeleton if off < SAME_SKIN else None
 
 
 def _maps_of_rest(
@@ -265,7 +268,7 @@ def on_shape(skeleton: Skeleton, rest: Tensor) -> Skeleton:  # [N, 3]
         ring = skeleton.weights[:, j] * skeleton.weights[:, near].sum(1)
         ring = ring / ring.sum().clamp(min=1e-12)
         joints.append(skeleton.joints[j] + ring @ (rest - skeleton.rest))
-    return Skeleton(rest, torch.stack(joints), skeleton.weights)
+    return replace(skeleton, rest=rest, joints=torch.stack(joints))
 
 
 def _met(
