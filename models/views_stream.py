@@ -76,6 +76,8 @@ class Stream:
     """Of the whole file."""
     checksum: int
     """CRC-32 of the pictures: another run's file of the same name is told apart."""
+    cell: tuple[int, int]
+    """Width and height of a view."""
 
 
 def write_streams(
@@ -170,7 +172,7 @@ class _Writer:
 
     @property
     def stream(self) -> Stream:
-        return Stream(self.start, self.start + self.written, self.checksum)
+        return Stream(self.start, self.start + self.written, self.checksum, self.cell)
 
 
 def described(views: Views) -> list[dict]:

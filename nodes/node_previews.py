@@ -54,6 +54,7 @@ def _told(stream: Stream, file: str, subfolder: str) -> dict:
     return {
         "filename": file, "subfolder": subfolder, "type": "temp",
         "checksum": stream.checksum, "bytes": stream.bytes, "start": stream.start,
+        "cell": list(stream.cell),
     }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ class _ShowsViews:
 def with_previews(node: type[io.ComfyNode], output: io.NodeOutput) -> io.NodeOutput:
     """The same output with small pictures of its views in the ui; they never fail a node."""
     ui = output.ui if isinstance(output.ui, dict) else output.ui.as_dict() if output.ui else {}
-    sockets = node.GET_SCHEMA().outputs
+    sockets = node.SCHEMA.outputs  # as ComfyUI has kept it: the class is locked while it runs
     items = []
     try:
         for slot, (socket, value) in enumerate(zip(sockets, output.args or (), strict=False)):

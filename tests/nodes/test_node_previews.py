@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import folder_paths
 import pytest
 import torch
+from comfy_api.internal import make_locked_method_func
 from comfy_api.latest import io
 from turnaround.models.views import Views
 from turnaround.nodes import NODES, node_previews, showing_views
@@ -38,8 +39,10 @@ def views(V=3, frames=5, H=16, W=32, seed=0) -> Views:
 
 
 def executed(node, **inputs) -> io.NodeOutput:
-    """As ComfyUI runs a node's class."""
-    return node.PREPARE_CLASS_CLONE({}).EXECUTE_NORMALIZED(**inputs)
+    """As ComfyUI runs a node's class: a locked copy of it."""
+    node.GET_SCHEMA()
+    clone = node.PREPARE_CLASS_CLONE({})
+    return make_locked_method_func(node, "EXECUTE_NORMALIZED", clone)(**inputs)
 
 
 def exists(folders, item) -> bool:
