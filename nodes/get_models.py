@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 import folder_paths
 from comfy_api.latest import io
 
-from ..models.checkpoints import ROUTES, Checkpoint, gigabytes, route
+from ..models.checkpoints import ROUTES, Checkpoint, Route, gigabytes, route
 from ..models.fetch_checkpoint import check_room, fetch
 from . import run
 from .embedded import TINY
@@ -53,6 +53,18 @@ def described(checkpoint: Checkpoint) -> str:
     )
 
 
+def report(wanted: Route) -> str:
+    """The verdict first, as the node shows two lines; then every file."""
+    missing = [c for c in wanted.checkpoints if not found(c)]
+    if missing:
+        size = gigabytes(sum(c.size for c in missing))
+        verdict = f"{len(missing)} of {len(wanted.checkpoints)} files missing, {size}"
+    else:
+        verdict = "all files are there"
+    lines = map(described, wanted.checkpoints)
+    return "\n".join([f"{wanted.name}: {verdict}", *lines, f"for {wanted.unlocks}"])
+
+
 class GetModels(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -94,8 +106,7 @@ class GetModels(io.ComfyNode):
                         f"{gigabytes(checkpoint.size)}")  # fmt: skip
                 fetch(checkpoint, folders[checkpoint], _share(bar, done, missing))
                 done += checkpoint.size
-        note = f"{what}: {wanted.unlocks}\n" + "\n".join(map(described, wanted.checkpoints))
-        return io.NodeOutput(run.say(cls, note))
+        return io.NodeOutput(run.say(cls, report(wanted)))
 
     @classmethod
     def fingerprint_inputs(cls, what: str, download: bool) -> str:

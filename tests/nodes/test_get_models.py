@@ -70,6 +70,7 @@ def fetched(hub) -> list[str]:
 
 def test_looking_fetches_nothing(models, hub):
     note = run(False)
+    assert note.startswith("Small: 2 of 2 files missing, 0.0723 MB\n")
     assert (
         "net.safetensors: missing, 0.0361 MB, licence CC0, goes to models/diffusion_models" in note
     )
@@ -91,6 +92,7 @@ def test_fetching_brings_what_is_missing_and_nothing_else(models, hub):
     note = run(True)
     assert f"net.safetensors: there, in {models / 'unet' / 'sub'}" in note
     assert f"vae.safetensors: there, in {models / 'vae'}" in note
+    assert note.startswith("Small: all files are there\n")
     assert {path.rpartition("/")[2] for path in fetched(hub)} == {"vae.safetensors"}
     assert GetModels.fingerprint_inputs("Small", True) != before
     hub.asked.clear()
