@@ -70,7 +70,7 @@ def fetched(hub) -> list[str]:
 
 def test_looking_fetches_nothing(models, hub):
     note = run(False)
-    assert note.startswith("Small: 2 of 2 files missing, 0.0723 MB\n")
+    assert note.startswith("Small: 2 of 2 files missing, 0.0721 MB\n")
     assert (
         "net.safetensors: missing, 0.0361 MB, licence CC0, goes to models/diffusion_models" in note
     )
