@@ -70,6 +70,21 @@ def test_a_later_try_goes_on_from_what_came(hub, tmp_path):
     assert not (tmp_path / PART).exists()
 
 
+def test_a_connection_that_stays_broken_keeps_what_came(hub, tmp_path, monkeypatch):
+    # The library waits a second before each of its tries.
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    hub.breaks_after = [400_000] + [0] * 30
+    with pytest.raises(ValueError, match="connection broke .* goes on from where it was"):
+        fetch(ITEM, tmp_path, nothing)
+    assert 300_000 < (tmp_path / PART).stat().st_size <= 400_000
+    assert not (tmp_path / "w.safetensors").exists()
+    hub.breaks_after = []
+    hub.asked.clear()
+    assert fetch(ITEM, tmp_path, nothing).read_bytes() == BODY
+    (told,) = {told for method, _, told in hub.asked if method == "GET"}
+    assert int(told.removeprefix("bytes=").rstrip("-")) > 300_000
+
+
 def test_a_server_without_ranges_sends_all_anew(hub, tmp_path):
     hub.knows_range = False
     (tmp_path / PART).write_bytes(BODY[:500_000])
