@@ -110,6 +110,7 @@ class DistillAvatar(io.ComfyNode):
             ready = ready_views(views, mask, rig, resolution, notes)
             body, counts = own_body(body), values_of(weights, ready)
             device = run.drawing_device(0)
+            run.say(cls, "getting ready; the first time parts are compiled for some ten seconds")
             way = fastest_way(device, torch.float32, settings.gaussians * settings.steps)
 
             def begin(settings: Settings) -> Distilling:
