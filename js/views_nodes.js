@@ -1,0 +1,214 @@
+/**
+ * The player of views on Preview Views and, folded to one line where there is no room, on every node
+ * that puts out views. Nothing is fetched before somebody sees it.
+ */
+
+import { app } from "../../scripts/app.js";
+import { PLAYER_STYLE, ViewsPlayer } from "./views_player.js";
+import { makeRoot } from "./view_widget.js";
+
+const OUTPUT = "turnaround_views"; // as in nodes/node_previews.py
+const SOCKET = "TURNAROUND_VIEWS";
+const PREVIEW = "TurnaroundPreviewViews";
+const SETTING = "Turnaround.ViewsOnNodes"; // nodes/node_previews.py reads it, too
+const MEMORY = "views_player"; // the node's property with a creator's choices
+const FOLDED = 26; // pixels of the line
+const OPEN = 230; // pixels of an open player
+const PREVIEW_MIN = 280;
+const PREVIEW_SIZE = [480, 560];
+const TITLE = 34; // pixels of a node's title
+
+const places = new Map(); // node -> its ViewsPlace
+
+/** Where a node's views are: the line, and the player below it while it is open. */
+class ViewsPlace {
+  constructor(node) {
+    this.node = node;
+    this.isPreview = node.comfyClass === PREVIEW;
+    this.root = makeRoot("turnaround-views", "");
+    this.widget = node.addDOMWidget(MEMORY, OUTPUT, this.root, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => this.minHeight,
+      getMaxHeight: () => (this.isOpen ? undefined : FOLDED),
+    });
+    this.widget.serialize = false; // not in the workflow file either
+    if (this.isPreview) this.#open();
+    else this.#addHead();
+  }
+
+  get minHeight() {
+    return this.isPreview ? PREVIEW_MIN : this.isOpen ? OPEN : FOLDED;
+  }
+
+  get isOpen() {
+    return Boolean(this.player);
+  }
+
+  recall = (key) => this.node.properties[MEMORY]?.[key];
+
+  remember = (key, value) => {
+    this.node.properties[MEMORY] = { ...this.node.properties[MEMORY], [key]: value };
+  };
+
+  #addHead() {
+    this.head = document.createElement("button");
+    this.head.className = "head";
+    this.head.title = "Show or hide the views that came out of this node";
+    this.head.addEventListener("click", () => {
+      this.remember("isOpen", !this.isOpen);
+      this.#setOpen(!this.isOpen);
+    });
+    this.root.prepend(this.head);
+    this.root.style.maxHeight = `${FOLDED}px`;
+    this.#showHead();
+  }
+
+  #showHead() {
+    if (!this.head) return;
+    const [first, ...others] = this.items ?? [];
+    const size = first ? `${first.views} ${first.views === 1 ? "view" : "views"} × ${first.frames} of ${first.size.join("×")}` : "";
+    const more = others.length ? ` and ${others.length} more` : "";
+    this.head.textContent = `${this.isOpen ? "▾" : "▸"} ${first ? size + more : "views"}`;
+  }
+
+  /** Items of the node's output came. */
+  show(items) {
+    this.items = items;
+    if (!this.isPreview && !this.isOpen && this.#opensByItself()) this.#setOpen(true);
+    this.#showHead();
+    this.player?.show(items);
+  }
+
+  /** As the creator left it; else where it covers nothing below. */
+  #opensByItself() {
+    return this.recall("isOpen") ?? (setting() === "open" && this.#hasRoom());
+  }
+
+  #hasRoom() {
+    const { node } = this;
+    const [x, y] = node.pos;
+    const bottom = y + node.size[1] + OPEN;
+    return !node.graph?.nodes.some((other) => {
+      const [left, top] = other.pos;
+      const isBeside = left >= x + node.size[0] || left + other.size[0] <= x;
+      return other !== node && !isBeside && top - TITLE < bottom && top + other.size[1] > y;
+    });
+  }
+
+  #setOpen(isOpen) {
+    if (isOpen === this.isOpen) return;
+    const { node } = this;
+    const before = this.root.offsetHeight || this.minHeight;
+    if (isOpen) this.#open();
+    else this.#close();
+    this.root.style.maxHeight = isOpen ? "" : `${FOLDED}px`;
+    this.#showHead();
+    node.setSize([node.size[0], node.size[1] + this.minHeight - before]);
+    node.graph?.setDirtyCanvas(true, true);
+  }
+
+  #open() {
+    const title = () => this.node.title ?? "views";
+    this.player = new ViewsPlayer(this.root, { recall: this.recall, remember: this.remember, title });
+    if (this.items) this.player.show(this.items);
+  }
+
+  #close() {
+    this.player.dispose();
+    this.player = null;
+    this.root.append(this.head);
+    delete this.root.dataset.state;
+  }
+
+  dispose() {
+    this.player?.dispose();
+    this.player = this.items = null;
+  }
+}
+
+const setting = () => app.ui.settings.getSettingValue(SETTING) ?? "open";
+
+const givesViews = (node) =>
+  node.comfyClass === PREVIEW || (node.comfyClass?.startsWith("Turnaround") && node.outputs?.some((o) => o.type === SOCKET));
+
+/** The output that the page holds for a node; nodes of subgraphs are named by both ids. */
+function outputOf(node, outputs) {
+  const isInside = node.graph && node.graph.isRootGraph === false;
+  return outputs?.[isInside ? `${node.graph.id}:${node.id}` : String(node.id)]?.[OUTPUT];
+}
+
+function show(node, items) {
+  if (!items?.length || !items[0]) return;
+  if (!places.has(node)) places.set(node, new ViewsPlace(node));
+  places.get(node).show(items);
+}
+
+function prepare(node) {
+  const { onExecuted, onRemoved, onAdded } = node;
+  node.onExecuted = function (output, ...given) {
+    onExecuted?.call(this, output, ...given);
+    show(node, output?.[OUTPUT]);
+  };
+  node.onAdded = function (...given) {
+    onAdded?.apply(this, given);
+    known.add(node);
+  };
+  node.onRemoved = function (...given) {
+    onRemoved?.apply(this, given);
+    known.delete(node);
+    places.get(node)?.dispose();
+    places.delete(node);
+  };
+  if (node.comfyClass !== PREVIEW) return;
+  places.set(node, new ViewsPlace(node));
+  node.setSize([Math.max(node.size[0], PREVIEW_SIZE[0]), Math.max(node.size[1], PREVIEW_SIZE[1])]);
+}
+
+const known = new Set(); // nodes of ours that are in a graph
+
+/** The wheel over a player is the player's; caught early, as newer nodes take it on its way. */
+function onWheel(event) {
+  const place = [...places.values()].find(({ player }) => player?.canvas === event.target);
+  if (!place?.player.first) return;
+  event.preventDefault();
+  event.stopPropagation();
+  place.player.wheel(event);
+}
+
+app.registerExtension({
+  name: "Turnaround.Views",
+  settings: [
+    {
+      id: SETTING,
+      name: "Views on nodes",
+      category: ["Turnaround", "Views", "On nodes"],
+      tooltip:
+        "Every node that puts out views can play them, small. 'Folded': one line, open it with a click. " +
+        "'Off': nothing is written for it (saves 1 to 3 seconds and a few MB for 8 views of 81 frames). " +
+        "Preview Views always shows its views.",
+      type: "combo",
+      options: [
+        { text: "Open where there is room", value: "open" },
+        { text: "Folded", value: "folded" },
+        { text: "Off", value: "off" },
+      ],
+      defaultValue: "open",
+    },
+  ],
+  init() {
+    window.addEventListener("wheel", onWheel, { capture: true, passive: false });
+    const style = document.createElement("style");
+    style.textContent = PLAYER_STYLE;
+    document.head.append(style);
+  },
+  nodeCreated(node) {
+    if (givesViews(node)) prepare(node);
+  },
+  loadedGraphNode(node) {
+    if (givesViews(node)) show(node, outputOf(node, app.nodeOutputs));
+  },
+  onNodeOutputsUpdated(outputs) {
+    for (const node of known) show(node, outputOf(node, outputs));
+  },
+});
