@@ -142,6 +142,23 @@ def ensure_real_clip() -> Path:
     return target
 
 
+def ensure_newest_page() -> Path | None:
+    """ComfyUI's newest page, whatever the host pins, in the cache; None where it can't be had."""
+    downloads = cache_folder() / "downloads"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(downloads)]
+    fetched = subprocess.run([*command, "comfyui-frontend-package"], capture_output=True)
+    wheels = sorted(downloads.glob("comfyui_frontend_package-*.whl"), key=os.path.getmtime)
+    if fetched.returncode or not wheels:
+        return None
+    target = cache_folder() / wheels[-1].name.split("-py3")[0]
+    if not target.exists():
+        partial = target.with_suffix(".part")
+        with zipfile.ZipFile(wheels[-1]) as wheel:
+            wheel.extractall(partial)
+        partial.rename(target)
+    return target / "comfyui_frontend_package" / "static"
+
+
 def ensure_venv(host: Path) -> None:
     """`.venv` with ComfyUI's requirements, the pack's and the test tools; remade when they change."""
     wanted = [
@@ -267,8 +284,8 @@ def host_environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_host(tree: Path, timeout: float = 180) -> Iterator[Host]:
-    """Boot ComfyUI with the pack; stop it at the end, whatever happens."""
+def running_host(tree: Path, timeout: float = 180, extra: tuple[str, ...] = ()) -> Iterator[Host]:
+    """Boot ComfyUI with the pack and `extra` arguments; stop it at the end, whatever happens."""
     base, port = workspace(), free_port()
     log = base / "server.log"
     # So that the first start measures like every later one: an install's first takes some 0.4 s more.
@@ -278,7 +295,7 @@ def running_host(tree: Path, timeout: float = 180) -> Iterator[Host]:
     command = [
         str(venv_python()), str(tree / "main.py"), "--base-directory", str(base), "--port",
         str(port), "--disable-auto-launch", "--database-url",
-        f"sqlite:///{base / 'user' / 'comfyui.db'}", *([] if has_cuda() else ["--cpu"]),
+        f"sqlite:///{base / 'user' / 'comfyui.db'}", *([] if has_cuda() else ["--cpu"]), *extra,
     ]  # fmt: skip
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
