@@ -30,6 +30,7 @@ ATTRIBUTES = {
 ALLOWED = {
     # To speak through ComfyUI's server where one runs, without starting one by importing it.
     ("nodes/run.py", "sys.modules"),
+    ("nodes/node_previews.py", "sys.modules"),
     # The one place that fetches, when a creator says so.
     ("models/fetch_checkpoint.py", "huggingface_hub"),
 }
