@@ -62,10 +62,12 @@ function setNumber(node, name, value) {
   widget.callback?.(value);
 }
 
-/** The node's own numbers, and whether the text comes by a link. */
+const isLinked = (node, name) => Boolean(node.inputs?.some((input) => input.name === name && input.link != null));
+
+/** The node's own numbers, and what comes by links. */
 function follow(node, panel) {
-  const isLinked = node.inputs?.some((input) => input.widget?.name === "cameras" && input.link != null);
-  panel.setLinked(Boolean(isLinked));
+  panel.setLinked(isLinked(node, "cameras"));
+  panel.setStart(isLinked(node, "rig") ? panel.memory.start : null);
   const aspect = numberOf(node, "width") / numberOf(node, "height");
   panel.setLens(numberOf(node, "fov") || 35, aspect > 0 && aspect < Infinity ? aspect : 1);
 }
@@ -80,9 +82,16 @@ function chain(target, name, after) {
 }
 
 function settle(node, panel) {
+  if (!node.graph) return; // a copy that is nowhere yet
   const memory = memoryOf(node);
+  const { root = panel.root } = memory;
+  memory.root = panel.root;
+  // ComfyUI 0.3.75's newer nodes go on showing what they had before undo built the node anew.
+  if (root !== panel.root && root.isConnected) {
+    if (root.contains(document.activeElement)) memory.hadKeysAt = performance.now();
+    root.replaceWith(panel.root);
+  }
   panel.remember(memory);
-  panel.setStart(memory.start);
   follow(node, panel);
   if (performance.now() - memory.hadKeysAt < AGAIN) panel.onShown = () => refocus(panel, memory);
 }
@@ -104,15 +113,15 @@ function attach(node, panel) {
   chain(node, "onConfigure", () => settle(node, panel));
   chain(node, "onConnectionsChange", () => follow(node, panel));
   chain(node, "onExecuted", (output) => {
-    memoryOf(node).start = output?.[OUTPUT]?.[0] ?? null;
-    panel.setStart(memoryOf(node).start);
+    panel.memory.start = output?.[OUTPUT]?.[0] ?? null;
+    follow(node, panel);
   });
-  const { onRemoved } = node;
-  node.onRemoved = function (...given) {
-    if (panel.root.contains(document.activeElement)) memoryOf(node).hadKeysAt = performance.now();
-    panel.dispose();
-    return onRemoved?.apply(this, given);
-  };
+  chain(node, "onRemoved", () => panel.dispose());
+  panel.root.addEventListener("focusout", () => {
+    queueMicrotask(() => {
+      if (!panel.root.isConnected) panel.memory.hadKeysAt = performance.now();
+    });
+  });
   node.setSize([Math.max(node.size[0], FIRST_SIZE[0]), Math.max(node.size[1], FIRST_SIZE[1])]);
 }
 

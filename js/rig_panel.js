@@ -76,6 +76,7 @@ const MARKUP = `
 <div class="start" hidden><span></span><button type="button" data-deed="take"></button></div>`;
 
 const round = (value, step) => +(Math.round(value / step) * step).toFixed(4);
+const counted = (count) => `${count} camera${count === 1 ? "" : "s"}`;
 const short = (value, digits = 1) => String(+value.toFixed(digits));
 
 export class RigPanel {
@@ -215,6 +216,10 @@ export class RigPanel {
     for (const kind of ["pointerdown", "pointerup", "pointermove", "dblclick", "contextmenu", "click"]) {
       root.addEventListener(kind, (event) => event.button !== 1 && event.stopPropagation());
     }
+    // The page shows the input's tooltip while the mouse is anywhere in here: it would hide the
+    // drawings. The buttons and numbers have their own.
+    root.title = "";
+    root.addEventListener("mouseenter", () => root.parentElement?.dispatchEvent(new MouseEvent("mouseleave")));
     root.addEventListener("keydown", (event) => this.#onKey(event));
     root.addEventListener("keyup", (event) => event.key in STEPS && this.#finishKeys());
     root.addEventListener("click", (event) => this.#onClick(event.target.closest("button")));
@@ -522,7 +527,7 @@ export class RigPanel {
     const { chosen, cameras, fov, aspect } = this;
     if (this.isLinked) return "The cameras come from the connected text.";
     if (this.fault) return "";
-    if (!chosen.size) return cameras.length ? `${cameras.length} cameras; the picture is camera 0's. Click one to change it.` : "";
+    if (!chosen.size) return cameras.length ? `${counted(cameras.length)}; the picture is camera 0's. Click one to change it.` : "";
     if (chosen.size > 1) return `${chosen.size} of ${cameras.length} cameras chosen; the picture is camera ${active}'s.`;
     const camera = cameras[active];
     const high = 2 * camera.distance * Math.tan(edits.radians(camera.fov ?? fov) / 2);
@@ -543,6 +548,6 @@ export class RigPanel {
     const count = start ? readLines(start.cameras).cameras.length : 0;
     this.part(".start").hidden = !start || this.isLinked || start.cameras === this.text;
     this.part(".start span").textContent = start?.whole === false ? "Connected rig (dashed); its cameras will look at the middle, with plain lenses" : "Connected rig (dashed)";
-    this.part(".start button").textContent = `Take over ${count} camera${count === 1 ? "" : "s"}`;
+    this.part(".start button").textContent = `Take over ${counted(count)}`;
   }
 }
