@@ -293,6 +293,18 @@ def test_a_noisy_background_without_masks_is_one_sentence(footage):
         distill((Views(noisy, None, views.rig, 16.0), body))
 
 
+def test_finer_presets_are_saved_with_what_changes_with_the_pose(footage, output):
+    avatar = distill(footage, preset="standard", steps=3).args[0]
+    assert avatar.splats.degree > 0 and avatar.motion.detail is not None
+    SaveAvatar.execute(avatar, "avatars/kira", avatar_files.OWN, 0, avatar_files.WORLD)
+    again = LoadAvatar.execute("kira_00001_.safetensors").args[0]
+    assert same(again, avatar)
+    one, other = (
+        render(a, rig=ring(1), first_frame=1.5, last_frame=1.5)[0] for a in (avatar, again)
+    )
+    assert torch.equal(one.frames, other.frames) and one.masks.amax() > 0.5
+
+
 # --- show -----------------------------------------------------------------------------------------
 
 
