@@ -198,16 +198,23 @@ def test_an_error_loses_nothing(footage, output, monkeypatch):
     assert LoadAvatar.execute(file.name).args[0].frame_count == F
 
 
-def test_where_memory_runs_out_there_are_fewer_gaussians_and_a_sentence(footage, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [mm.OOM_EXCEPTION(), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["accelerator", "python", "torch"],
+)
+def test_where_memory_runs_out_there_are_fewer_gaussians_and_a_sentence(
+    footage, monkeypatch, error
+):
     plain = distill_avatar.Distilling.learn
 
     def learn(self):
         if self.settings.most > 1000:
-            raise mm.OOM_EXCEPTION
+            raise error
         return plain(self)
 
     monkeypatch.setattr(distill_avatar.Distilling, "learn", learn)
-    avatar, _, _, note = distill(footage, gaussians=4000, steps=2).args
+    avatar, _, _, note = distill(footage, gaussians=4000, steps=1).args
     assert len(avatar.splats) <= 1000
     assert "memory ran out with 4000 Gaussians, so there are 2000 at most" in note
     assert "memory ran out with 2000 Gaussians, so there are 1000 at most" in note
