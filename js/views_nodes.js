@@ -12,15 +12,19 @@ const SOCKET = "TURNAROUND_VIEWS";
 const PREVIEW = "TurnaroundPreviewViews";
 const SETTING = "Turnaround.ViewsOnNodes"; // nodes/node_previews.py reads it, too
 const MEMORY = "views_player"; // the node's property with a creator's choices
-const FOLDED = 26; // pixels of the line
-const OPEN = 230; // pixels of an open player
+const MARGIN = 4; // pixels around the widget, where ComfyUI's classic nodes draw it
+const FOLDED = 26 + 2 * MARGIN; // pixels of the line
+const OPEN = 240; // pixels of an open player
 const PREVIEW_MIN = 280;
 const PREVIEW_SIZE = [480, 560];
 const TITLE = 34; // pixels of a node's title
 
-const places = new Map(); // node -> its ViewsPlace
+const places = new Map(); // node in a graph -> its ViewsPlace
 
-/** Where a node's views are: the line, and the player below it while it is open. */
+/**
+ * Where a node's views are: the line, and the player below it while it is open. The widget is there
+ * from the beginning, without height, as newer nodes of the page take no later ones.
+ */
 class ViewsPlace {
   constructor(node) {
     this.node = node;
@@ -29,8 +33,9 @@ class ViewsPlace {
     this.widget = node.addDOMWidget(MEMORY, OUTPUT, this.root, {
       serialize: false,
       hideOnZoom: false,
+      margin: MARGIN,
       getMinHeight: () => this.minHeight,
-      getMaxHeight: () => (this.isOpen ? undefined : FOLDED),
+      getMaxHeight: () => (this.isOpen ? undefined : this.minHeight),
     });
     this.widget.serialize = false; // not in the workflow file either
     if (this.isPreview) this.#open();
@@ -38,7 +43,8 @@ class ViewsPlace {
   }
 
   get minHeight() {
-    return this.isPreview ? PREVIEW_MIN : this.isOpen ? OPEN : FOLDED;
+    if (this.isPreview) return PREVIEW_MIN;
+    return this.isOpen ? OPEN : this.items ? FOLDED : 0;
   }
 
   get isOpen() {
@@ -60,8 +66,14 @@ class ViewsPlace {
       this.#setOpen(!this.isOpen);
     });
     this.root.prepend(this.head);
-    this.root.style.maxHeight = `${FOLDED}px`;
-    this.#showHead();
+    this.#limit();
+    this.root.style.display = "none";
+  }
+
+  /** For newer nodes, which ask the element and not the widget. */
+  #limit() {
+    const height = `${(this.isOpen ? OPEN : FOLDED) - 2 * MARGIN}px`;
+    Object.assign(this.root.style, { minHeight: height, maxHeight: this.isOpen ? "" : height });
   }
 
   #showHead() {
@@ -74,10 +86,18 @@ class ViewsPlace {
 
   /** Items of the node's output came. */
   show(items) {
+    if (!items?.length || !items[0]) return;
+    if (!this.items && this.head) this.#unhide();
     this.items = items;
     if (!this.isPreview && !this.isOpen && this.#opensByItself()) this.#setOpen(true);
     this.#showHead();
     this.player?.show(items);
+  }
+
+  #unhide() {
+    const { node, root } = this;
+    root.style.display = "";
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1] + FOLDED)]);
   }
 
   /** As the creator left it; else where it covers nothing below. */
@@ -88,7 +108,7 @@ class ViewsPlace {
   #hasRoom() {
     const { node } = this;
     const [x, y] = node.pos;
-    const bottom = y + node.size[1] + OPEN;
+    const bottom = y + node.size[1] + OPEN - FOLDED;
     return !node.graph?.nodes.some((other) => {
       const [left, top] = other.pos;
       const isBeside = left >= x + node.size[0] || left + other.size[0] <= x;
@@ -99,10 +119,10 @@ class ViewsPlace {
   #setOpen(isOpen) {
     if (isOpen === this.isOpen) return;
     const { node } = this;
-    const before = this.root.offsetHeight || this.minHeight;
+    const before = isOpen ? FOLDED : Math.max(OPEN, this.root.offsetHeight + 2 * MARGIN);
     if (isOpen) this.#open();
     else this.#close();
-    this.root.style.maxHeight = isOpen ? "" : `${FOLDED}px`;
+    this.#limit();
     this.#showHead();
     node.setSize([node.size[0], node.size[1] + this.minHeight - before]);
     node.graph?.setDirtyCanvas(true, true);
@@ -119,6 +139,11 @@ class ViewsPlace {
     this.player = null;
     this.root.append(this.head);
     delete this.root.dataset.state;
+  }
+
+  /** A removed node was put back. */
+  revive() {
+    if (this.isPreview && !this.isOpen) this.#open();
   }
 
   dispose() {
@@ -138,34 +163,26 @@ function outputOf(node, outputs) {
   return outputs?.[isInside ? `${node.graph.id}:${node.id}` : String(node.id)]?.[OUTPUT];
 }
 
-function show(node, items) {
-  if (!items?.length || !items[0]) return;
-  if (!places.has(node)) places.set(node, new ViewsPlace(node));
-  places.get(node).show(items);
-}
-
 function prepare(node) {
+  const place = new ViewsPlace(node);
   const { onExecuted, onRemoved, onAdded } = node;
   node.onExecuted = function (output, ...given) {
     onExecuted?.call(this, output, ...given);
-    show(node, output?.[OUTPUT]);
+    place.show(output?.[OUTPUT]);
   };
   node.onAdded = function (...given) {
     onAdded?.apply(this, given);
-    known.add(node);
+    places.set(node, place);
+    place.revive();
   };
   node.onRemoved = function (...given) {
     onRemoved?.apply(this, given);
-    known.delete(node);
-    places.get(node)?.dispose();
     places.delete(node);
+    place.dispose();
   };
-  if (node.comfyClass !== PREVIEW) return;
-  places.set(node, new ViewsPlace(node));
+  if (!place.isPreview) return;
   node.setSize([Math.max(node.size[0], PREVIEW_SIZE[0]), Math.max(node.size[1], PREVIEW_SIZE[1])]);
 }
-
-const known = new Set(); // nodes of ours that are in a graph
 
 /** The wheel over a player is the player's; caught early, as newer nodes take it on its way. */
 function onWheel(event) {
@@ -206,9 +223,9 @@ app.registerExtension({
     if (givesViews(node)) prepare(node);
   },
   loadedGraphNode(node) {
-    if (givesViews(node)) show(node, outputOf(node, app.nodeOutputs));
+    places.get(node)?.show(outputOf(node, app.nodeOutputs));
   },
   onNodeOutputsUpdated(outputs) {
-    for (const node of known) show(node, outputOf(node, outputs));
+    for (const [node, place] of places) place.show(outputOf(node, outputs));
   },
 });
