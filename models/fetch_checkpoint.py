@@ -16,6 +16,7 @@ import hashlib
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,9 @@ BLOCK = 2**23
 """Bytes that are read at once for the checksum: some 20 ms."""
 A_MOMENT = 0.2
 """Seconds between two looks at whether to stop."""
+TRIES = 5
+"""Connections in a row that bring nothing before it is given up, and seconds between them."""
+PAUSE = 1.0
 SPARE = 2**28
 """Bytes of a disk that stay free."""
 
@@ -132,7 +136,7 @@ def fetch(checkpoint: Checkpoint, folder: Path, on_bytes: OnBytes) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if partial.exists() and partial.stat().st_size > size:
             partial.unlink()  # no part of this file: the server would refuse to go on from there
-        _download(address, partial, size, on_bytes)
+        _download(address, partial, size, on_bytes, troubles)
     except troubles as error:
         raise ValueError(_sentence(error, checkpoint)) from error
     _check(partial, checksum, checkpoint, lambda: on_bytes(size, size))
@@ -182,21 +186,42 @@ def _look_up(checkpoint: Checkpoint) -> tuple[str, int, str]:
     return address, found.size, found.etag
 
 
-def _download(address: str, partial: Path, size: int, on_bytes: OnBytes) -> None:
+def _download(
+    address: str, partial: Path, size: int, on_bytes: OnBytes, troubles: tuple[type, ...]
+) -> None:
+    """All bytes into the partial file; a connection that breaks is made anew as long as more comes.
+
+    Some versions of the library go on by themselves after a break, some don't.
+    """
+    written = _Partial(partial)
+    in_vain = 0
+    try:
+        while True:
+            before = written.there
+            try:
+                return _attempt(address, written, size, on_bytes)
+            except troubles as error:
+                in_vain = in_vain + 1 if written.there == before else 0
+                refused = getattr(error, "response", None) is not None
+                full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+                if refused or full or in_vain == TRIES:
+                    raise
+            _beside(lambda: time.sleep(PAUSE), lambda: on_bytes(written.there, size))
+    finally:
+        written.close()
+
+
+def _attempt(address: str, written: _Partial, size: int, on_bytes: OnBytes) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    written = _Partial(partial)
     headers = {**build_hf_headers(token=False), "Accept-Encoding": "identity"}
-    try:
-        _beside(
-            lambda: http_get(
-                address, written, resume_size=written.there, headers=headers, expected_size=size
-            ),
-            lambda: on_bytes(written.there, size),
-        )
-    finally:
-        written.close()
+    _beside(
+        lambda: http_get(
+            address, written, resume_size=written.there, headers=headers, expected_size=size
+        ),
+        lambda: on_bytes(written.there, size),
+    )
 
 
 def _check(partial: Path, checksum: str, checkpoint: Checkpoint, poll: Callable[[], None]) -> None:

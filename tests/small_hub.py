@@ -130,3 +130,17 @@ def running() -> Iterator[Hub]:
         for server in servers:
             server.shutdown()
             server.server_close()
+
+
+def place(monkeypatch, url: str) -> None:
+    """Let huggingface_hub speak to `url`, as HF_ENDPOINT does when the library is imported."""
+    from huggingface_hub import constants, file_download
+
+    values = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+    }
+    for module in (constants, file_download):  # older versions copied them
+        for name, value in values.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
+from turnaround.models import fetch_checkpoint
 from turnaround.models.checkpoints import Checkpoint
 from turnaround.models.fetch_checkpoint import check_room, fetch, is_whole
 
@@ -30,11 +31,9 @@ PART = f"w.safetensors.{SHA[:12]}.part"
 def hub(monkeypatch):
     with small_hub.running() as hub:
         hub.files["some/where/split/vae/w.safetensors"] = BODY
-        # As HF_ENDPOINT sets them when the library is imported.
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        small_hub.place(monkeypatch, hub.url)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**15)
+        monkeypatch.setattr(fetch_checkpoint, "PAUSE", 0.0)
         yield hub
 
 
@@ -56,11 +55,13 @@ def test_no_token_leaves_this_machine(hub, tmp_path, monkeypatch):
     assert hub.asked and not any("hf_secret" in told for _, _, told in hub.asked)
 
 
-def test_the_library_goes_on_by_itself_after_a_break(hub, tmp_path):
-    hub.breaks_after = [300_000]
+def test_it_goes_on_by_itself_after_a_break(hub, tmp_path):
+    hub.breaks_after = [300_000, 100_000]
     assert fetch(ITEM, tmp_path, nothing).read_bytes() == BODY
     ranges = [told for method, _, told in hub.asked if method == "GET" and told]
-    assert ranges and all(0 < int(r.removeprefix("bytes=").rstrip("-")) <= 300_000 for r in ranges)
+    assert len(set(ranges)) == 2 and all(
+        0 < int(r.removeprefix("bytes=").rstrip("-")) <= 400_000 for r in ranges
+    )
 
 
 def test_a_later_try_goes_on_from_what_came(hub, tmp_path):
@@ -73,7 +74,7 @@ def test_a_later_try_goes_on_from_what_came(hub, tmp_path):
 def test_a_connection_that_stays_broken_keeps_what_came(hub, tmp_path, monkeypatch):
     # The library waits a second before each of its tries.
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    hub.breaks_after = [400_000] + [0] * 30
+    hub.breaks_after = [400_000] + [0] * 100
     with pytest.raises(ValueError, match="connection broke .* goes on from where it was"):
         fetch(ITEM, tmp_path, nothing)
     assert 300_000 < (tmp_path / PART).stat().st_size <= 400_000
@@ -171,10 +172,7 @@ def test_troubles_of_the_hub_are_one_sentence(hub, tmp_path, trouble, words):
 
 
 def test_without_a_network_it_says_so(hub, tmp_path, monkeypatch):
-    nowhere = "http://127.0.0.1:9"
-    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
-    template = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    small_hub.place(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(ValueError, match="could not be reached"):
         fetch(ITEM, tmp_path, nothing)
 

@@ -20,7 +20,7 @@ small_hub = importlib.util.module_from_spec(spec)
 sys.modules["small_hub"] = small_hub
 spec.loader.exec_module(small_hub)
 
-constants = pytest.importorskip("huggingface_hub.constants")
+pytest.importorskip("huggingface_hub")
 BODIES = {name: save({name: torch.arange(9000.0)}) for name in ("net", "vae")}
 
 
@@ -53,9 +53,7 @@ def models(tmp_path, monkeypatch):
 def hub(monkeypatch):
     with small_hub.running() as hub:
         hub.files = {f"a/b/{name}.safetensors": body for name, body in BODIES.items()}
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        small_hub.place(monkeypatch, hub.url)
         yield hub
 
 
