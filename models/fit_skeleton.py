@@ -1,7 +1,8 @@
 """Bones for a body of any mesh (stage: upright template -> skeleton).
 
 The mean performer, whose bones are known, is brought to the template: sized and placed, its joints
-turned and its bones made longer, shorter, thinner or thicker, until skin lies on skin; then every vertex
+turned, its build mixed from the pack's performers and its bones made longer, shorter, thinner or
+thicker, until skin lies on skin; then every vertex
 takes the weights of the nearest place of that skin that faces the same way, and the joints are where
 the performer's have come to. Gradient descent over the surfaces' nearest places in both directions
 (iterated closest points; Pinocchio and its like fit a skeleton, SMPL-like models a template).
@@ -24,7 +25,7 @@ from .body import Body
 from .fit_body import Ground, Places, spread_evenly, triangle_normals
 from .performer import JOINTS, PARENTS, load_performers, vertex_normals
 from .quats import rotvecs_to_quats
-from .skeleton import Skeleton, of_performers, performer_skeleton
+from .skeleton import Skeleton, built_like, performer_skeleton, recognised, settled
 from .splats import rotation_matrices
 
 SPOTS, TRIAL_SPOTS = 3000, 600
@@ -39,10 +40,12 @@ ARMS = (-0.6, 0.0, 0.7)
 """Radians by which arms begin raised, against the performers' A-pose: hanging, A, T."""
 FACES = (0.0, 0.5, 1.0, 1.5)
 """Parts of pi by which the template may be turned about the vertical."""
-STIFF = {"turns": 3e-4, "sizes": 3e-3}
-"""Square metres that a turn of one radian, or a bone longer by e, counts as."""
-MISFIT = 0.035
-"""Share of the height: more between the skins, and the template is no upright person."""
+STIFF = {"turns": 3e-4, "sizes": 3e-3, "builds": 1e-5}
+"""Square metres that a turn of one radian, a bone longer by e, or the whole difference of a performer
+from their mean counts as."""
+MISFIT = 0.04
+"""Share of the height: a fifth of the skin farther apart than that, and the template is no upright
+person. Dressed people come to 0.01, poses far from standing to 0.08."""
 
 
 @dataclass
@@ -53,12 +56,14 @@ class _Params:
     """[17, 3] radians about the performer's axes at rest."""
     sizes: Tensor
     """[17] logarithm of how much longer and thicker what belongs to a joint is."""
+    builds: Tensor
+    """[12] shares of the pack's performers, by which the build differs from their mean."""
     place: Tensor
     """[3] metres, and below: the logarithm of the whole's size."""
     size: Tensor
 
     def all(self) -> list[Tensor]:
-        return [self.turns, self.sizes, self.place, self.size]
+        return [self.turns, self.sizes, self.builds, self.place, self.size]
 
 
 class _Performer:
@@ -72,12 +77,27 @@ class _Performer:
         self.spots = (rest[corners] * weights[..., None]).sum(1)
         self.normals = triangle_normals(rest[faces])[self.places.faces]
         self.weights = (self.skeleton.weights[corners] * weights[..., None]).sum(1)
+        tensors = load_performers().tensors
+        self.rests = tensors["rest_vertices"].float() - rest
+        self.builds = (self.rests[:, corners] * weights[..., None]).sum(2)
+        self.frames = tensors["rest_joints"] - self.skeleton.joints
+
+    def joints(self, params: _Params) -> Tensor:  # [17, 3] at rest
+        return self.skeleton.joints + torch.einsum("b,bjc->jc", params.builds, self.frames)
+
+    def skin(self, params: _Params) -> Tensor:  # [N, 3] all of it
+        rest = self.skeleton.rest + torch.einsum("b,bnc->nc", params.builds, self.rests)
+        return self.posed(params, rest, self.skeleton.weights)
+
+    def seen(self, params: _Params) -> Tensor:  # [n, 3] the spots
+        spots = self.spots + torch.einsum("b,bnc->nc", params.builds, self.builds)
+        return self.posed(params, spots, self.weights)
 
     def bones(self, params: _Params) -> tuple[Tensor, Tensor, Tensor]:
         """Turns [17, 3, 3], sizes [17], and places of the joints [17, 3]."""
         own = rotation_matrices(rotvecs_to_quats(params.turns))
         longer = (params.size + params.sizes).exp()
-        joints = self.skeleton.joints
+        joints = self.joints(params)
         turns, places = [own[0]], [joints[0] * params.size.exp() + params.place]
         for j, parent in enumerate(PARENTS[1:], 1):
             turns.append(turns[parent] @ own[j])
@@ -88,7 +108,7 @@ class _Performer:
     def posed(self, params: _Params, points: Tensor, weights: Tensor) -> Tensor:  # [n, 3], [n, 17]
         turns, longer, places = self.bones(params)
         matrices = longer[:, None, None] * turns
-        offsets = places - (matrices @ self.skeleton.joints[..., None])[..., 0]
+        offsets = places - (matrices @ self.joints(params)[..., None])[..., 0]
         blended = (weights @ matrices.flatten(1)).view(-1, 3, 3)
         return (blended @ points[..., None])[..., 0] + weights @ offsets
 
@@ -134,7 +154,7 @@ def _start(arms: float) -> _Params:
     turns = torch.zeros(17, 3)
     turns[JOINTS.index("shoulder.L"), 2] = -arms
     turns[JOINTS.index("shoulder.R"), 2] = arms
-    return _Params(turns, torch.zeros(17), torch.zeros(3), torch.zeros(()))
+    return _Params(turns, torch.zeros(17), torch.zeros(12), torch.zeros(3), torch.zeros(()))
 
 
 def _settled(
@@ -147,13 +167,15 @@ def _settled(
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        spots = performer.posed(params, performer.spots, performer.weights)
+        spots = performer.seen(params)
         with torch.no_grad():
             normals = performer.turned(params)
         loss = goal.gap(spots, normals)
         gap = float(loss.detach())
-        bent = (params.turns - start.turns).square().sum()
-        loss = loss + STIFF["turns"] * bent + STIFF["sizes"] * params.sizes.square().sum()
+        held = {
+            "turns": params.turns - start.turns, "sizes": params.sizes, "builds": params.builds,
+        }  # fmt: skip
+        loss = loss + sum(STIFF[name] * values.square().sum() for name, values in held.items())
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -187,7 +209,7 @@ def fit_skeleton(
     points, turn = goals[part], _about_up(part * math.pi)
     performer = _Performer(SPOTS)
     params, _ = _settled(performer, _Goal(points, faces, SPOTS), params, STEPS, on_step)
-    skin = performer.posed(params, mean.rest, mean.weights)
+    skin = performer.skin(params)
     weights, off = _taken(skin, points, faces)
     if off > MISFIT * _height(mean.rest):
         raise ValueError(
@@ -200,12 +222,12 @@ def fit_skeleton(
 
 
 def _taken(skin: Tensor, points: Tensor, faces: Tensor) -> tuple[Tensor, float]:
-    """Weights [N, 17] of the nearest skin, and how far that is (median)."""
+    """Weights [N, 17] of the nearest skin, and how far four fifths of them are from it, at most."""
     bank_faces, mean = load_performers().faces, performer_skeleton()
     ground = Ground(skin, bank_faces, _height(skin))
     places, away = ground.places(points, vertex_normals(points[None], faces)[0])
     weights = Places(places.faces, places.weights).of(mean.weights, bank_faces)
-    return weights / weights.sum(1, keepdim=True), float(away.median())
+    return weights / weights.sum(1, keepdim=True), float(away.quantile(0.8))
 
 
 def _height(points: Tensor) -> float:
@@ -228,8 +250,9 @@ TOTAL_STEPS = len(FACES) * len(ARMS) * TRIAL_STEPS + STEPS
 """How often `on_step` is called."""
 
 
-def template_skeleton(body: Body, on_step: Callable[[], None] = lambda: None) -> Skeleton:
-    """The bones in a body's template: known for the pack's performers, looked for in others."""
-    if of_performers(body.faces):
-        return performer_skeleton()
-    return fit_skeleton(body.rest, body.faces, on_step)
+def own_skeleton(body: Body, on_step: Callable[[], None] = lambda: None) -> Skeleton:
+    """The bones of a body in its own build: known for the pack's performers, looked for in others."""
+    known = recognised(body)
+    if known is not None:
+        return known
+    return settled(body, fit_skeleton(built_like(body), body.faces, on_step))

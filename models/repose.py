@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from .body import Body
-from .fit_skeleton import template_skeleton
+from .fit_skeleton import own_skeleton
 from .performer import (
     draw_appearance,
     dressed_rest,
@@ -24,9 +24,8 @@ from .skeleton import (
     Motion,
     Skeleton,
     motion_of,
-    of_performers,
-    own_skeleton,
     performer_skeleton,
+    recognised,
 )
 
 OnStep = Callable[[], None]
@@ -34,8 +33,7 @@ OnStep = Callable[[], None]
 
 def with_motion(body: Body, motion: Motion, on_step: OnStep = lambda: None) -> Body:
     """A body in its own build, in another motion."""
-    skeleton = own_skeleton(body, template_skeleton(body, on_step))
-    vertices = skeleton.posed(motion).to(body.vertices)
+    vertices = own_skeleton(body, on_step).posed(motion).to(body.vertices)
     return replace(body, vertices=vertices, neutral=None, fps=motion.fps).centred()
 
 
@@ -48,17 +46,18 @@ def moved_like(body: Body, mover: Body, share: float, on_step: OnStep = lambda: 
 
     `share`: whose build, 0 = the body's own, 1 = the mover's, as far as the meshes are one; between
     different meshes only bones are common, and the build stays the body's own. Bones are read off both,
-    which for the pack's own performers is nearly exact; two bodies of one unknown mesh have their
+    which for the pack's own performers is nearly exact; two other bodies of one mesh have their
     triangles' stretches exchanged (`reshape_body`), which asks nothing about bones."""
     if not same_mesh(body, mover):
-        bones = own_skeleton(mover, template_skeleton(mover, on_step))
-        return with_motion(body, motion_of(mover, bones), on_step)
+        motion = motion_of(mover, own_skeleton(mover, on_step))
+        return with_motion(body, motion, on_step)
     theirs = replace(body, vertices=mover.vertices, neutral=None, fps=mover.fps).centred()
     if share == 1:
         return theirs
-    if of_performers(body.faces):
-        bones = own_skeleton(mover, template_skeleton(mover))
-        own = with_motion(body, motion_of(mover, bones))
+    bones = recognised(body), recognised(mover)
+    if None not in bones:
+        vertices = bones[0].posed(motion_of(mover, bones[1]))
+        own = replace(theirs, vertices=vertices.to(body.vertices)).centred()
     else:
         own = replace(theirs, vertices=reshaped(mover, body).vertices).centred()
     mixed = torch.lerp(own.vertices, theirs.vertices, share)

@@ -30,13 +30,15 @@ STANDS = 0.05
 """Metres, of legs one metre long: of feet, one that is so much lower counts e times as much."""
 RIGID = 1e-3
 """How much the turn of what belongs to a bone alone counts beside the whole skin's."""
-SHAPE_FRAMES, ROUNDS = 16, 6
+SHAPE_FRAMES, ROUNDS = 16, 3
 """From which a body's build is read, and how often."""
+LOOKED_AT = 5
+"""One vertex of so many is looked at to recognise somebody."""
 SAME_SKIN = 0.0025
 """Metres between the bare skin of a performer and of a body that is this performer."""
-HOLD, LOOSE = 0.02, 1e-3
+HOLD, LOOSE = 1.0, 1e-3
 """How much a joint is held where it is (1 = as much as a bone that turns by 60 degrees pulls), and a
-vertex."""
+vertex: without, joints slide along bones that turn little."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def of_performers(faces: Tensor) -> bool:  # [M, 3]
 def motion_of(body: Body, skeleton: Skeleton) -> Motion:
     """What a body does, read off its vertices."""
     turns, bones = skeleton.hanging()
-    rotations, places = bone_maps(_seen(body), skeleton, body.faces)
+    rotations, places = bone_maps(_seen(body), skeleton, vertex_areas(body.rest, body.faces))
     return Motion(
         (rotations @ turns.double().mT).to(body.vertices), places[:, 0].to(body.vertices), bones,
         body.fps,
@@ -192,14 +194,14 @@ def _seen(body: Body, most: int | None = None) -> Tensor:  # [F, N, 3] float64
 def bone_maps(
     vertices: Tensor,  # [F, N, 3] float64
     skeleton: Skeleton,
-    faces: Tensor,  # [M, 3]
+    shares: Tensor,  # [N] float64, of the skin
 ) -> tuple[Tensor, Tensor]:  # [F, 17, 3, 3], [F, 17, 3] float64
     """Each bone's turn from rest to world, and where the joint at its head goes.
 
     Least squares over all of the skin for an affine map a bone, v = sum_j w_j (A_j r + b_j), of which
     the nearest turn is kept: exact for a body that was moved by these weights."""
     weights, J = skeleton.weights.double(), len(JOINTS)
-    shares = vertex_areas(skeleton.rest, faces)[:, None]
+    shares = shares[:, None]
     # Around each bone's joint, so that the last number of its map is where the joint goes.
     arms = F.pad(skeleton.rest.double()[:, None] - skeleton.joints.double(), (0, 1), value=1.0)
     blended = (arms * weights[..., None]).flatten(1)  # [N, 17 * 4]
@@ -211,44 +213,52 @@ def bone_maps(
     return nearest_rotations(found[:, :, :3].mT), found[:, :, 3]
 
 
-def own_skeleton(body: Body, template: Skeleton) -> Skeleton:
-    """The bones in the body's own build, given those in its template.
+def settled(body: Body, skeleton: Skeleton) -> Skeleton:
+    """The bones of a body in its own build, from a guess at them.
 
-    By turns: how the bones turn, where they meet, and what the body at rest must be for that. The pack's
-    own performers are recognised: their bones are known."""
-    vertices = _seen(body, SHAPE_FRAMES)
-    known = _recognised(vertices, body.faces) if of_performers(body.faces) else None
-    if known is not None:
-        return _unposed(vertices, *_maps_of_rest(vertices, known, body.faces), known)
-    rest = built_like(body)
-    skeleton = on_shape(template, rest)
+    By turns: how the bones turn over the clip, where they meet, and what the body at rest must be for
+    that."""
+    vertices, shares = _seen(body, SHAPE_FRAMES), vertex_areas(body.rest, body.faces)
     for _ in range(ROUNDS):
-        rotations, offsets = _maps_of_rest(vertices, skeleton, body.faces)
+        rotations, offsets = _maps_of_rest(vertices, skeleton, shares)
         joints = _met(rotations, offsets, skeleton.joints.double())
-        skeleton = replace(skeleton, joints=joints.to(rest))
+        skeleton = replace(skeleton, joints=joints.to(skeleton.rest))
         skeleton = _unposed(vertices, rotations, offsets, skeleton)
     return skeleton
 
 
-def _recognised(vertices: Tensor, faces: Tensor) -> Skeleton | None:
-    """Which of the pack's performers it is: the one whose bare skin lies on the body's when moved
-    alike. Clothes stand off it, so the nearest quarter decides. None = a build of its own."""
-    bank, some = load_performers(), vertices[:: max(1, len(vertices) // 3)]
+def recognised(body: Body) -> Skeleton | None:
+    """The bones of a body that is one of the pack's performers, dressed; None = another one."""
+    if not of_performers(body.faces):
+        return None
+    vertices, shares = _seen(body, SHAPE_FRAMES), vertex_areas(body.rest, body.faces)
+    known = _nearest_performer(vertices, shares)
+    if known is None:
+        return None
+    return _unposed(vertices, *_maps_of_rest(vertices, known, shares), known)
+
+
+def _nearest_performer(vertices: Tensor, shares: Tensor) -> Skeleton | None:
+    """The one whose bare skin lies on the body's when moved alike. Clothes stand off it, so the nearest
+    quarter decides. None = a build of its own."""
+    bank, weights = load_performers(), _bank_weights()
+    some = slice(None, None, LOOKED_AT)
+    seen = vertices[:: max(1, len(vertices) // 3), some]
     found = []
     rests = bank.tensors["rest_vertices"].float()
     for rest, joints in zip(rests, bank.tensors["rest_joints"], strict=True):
-        skeleton = Skeleton(rest, joints, _bank_weights())
-        moved = skeleton.to(torch.float64).skinned(*bone_maps(some, skeleton, faces))
-        off = (moved - some).norm(dim=-1).flatten()
-        found.append((float(off.kthvalue(len(off) // 4).values), skeleton))
+        thin = Skeleton(rest[some], joints, weights[some])
+        moved = thin.to(torch.float64).skinned(*bone_maps(seen, thin, shares[some]))
+        off = (moved - seen).norm(dim=-1).flatten()
+        found.append((float(off.kthvalue(len(off) // 4).values), Skeleton(rest, joints, weights)))
     off, skeleton = min(found, key=lambda one: one[0])
     return skeleton if off < SAME_SKIN else None
 
 
 def _maps_of_rest(
-    vertices: Tensor, skeleton: Skeleton, faces: Tensor
+    vertices: Tensor, skeleton: Skeleton, shares: Tensor
 ) -> tuple[Tensor, Tensor]:  # [F, 17, 3, 3], [F, 17, 3]: world = rotation @ rest + offset
-    rotations, places = bone_maps(vertices, skeleton, faces)
+    rotations, places = bone_maps(vertices, skeleton, shares)
     return rotations, places - (rotations @ skeleton.joints.to(places)[:, :, None])[..., 0]
 
 
@@ -257,18 +267,6 @@ def built_like(body: Body) -> Tensor:  # [N, 3]
     rest = Body(body.rest[None], body.faces, body.rest)
     seen = replace(body, vertices=_seen(body, SHAPE_FRAMES).to(body.vertices), neutral=None)
     return reshaped(rest, seen).vertices[0]
-
-
-def on_shape(skeleton: Skeleton, rest: Tensor) -> Skeleton:  # [N, 3]
-    """The bones of a template, in another build of it: every joint moves as the skin around it,
-    where one bone's weight goes over into the next one's."""
-    joints = []
-    for j, parent in enumerate(PARENTS):
-        near = [parent] if parent >= 0 else [n for n, above in enumerate(PARENTS) if above == j]
-        ring = skeleton.weights[:, j] * skeleton.weights[:, near].sum(1)
-        ring = ring / ring.sum().clamp(min=1e-12)
-        joints.append(skeleton.joints[j] + ring @ (rest - skeleton.rest))
-    return replace(skeleton, rest=rest, joints=torch.stack(joints))
 
 
 def _met(
