@@ -14,6 +14,7 @@ from ..models.avatar import Avatar, save_avatar
 from ..models.avatar_pictures import Swing, avatar_pictures, framing
 from ..models.avatar_training import AvatarTraining
 from ..models.body import Body
+from ..models.cameras import Rig
 from ..models.distilling import PRESETS, Distilling, Settings
 from ..models.rasterize_splats import fastest_way
 from ..models.subject_pictures import between
@@ -120,10 +121,15 @@ class DistillAvatar(io.ComfyNode):
                     raise ValueError("'body' is not connected: Distill Avatar needs one yet.")
                 return AvatarTraining(ready, body, settings, counts, way)
 
-            started = time.monotonic()
+            unseen, started = cameras_between(ready.rig), time.monotonic()
             watched = distilled(cls, begin, settings, file, when_cancelled == GO_ON, notes)
             avatar = watched.training.avatar
-            pictures = beside_given(avatar, ready)
+            try:
+                pictures = beside_given(avatar, ready, *unseen)
+            except BaseException:
+                watched.keep()
+                raise
+            file.unlink(missing_ok=True)
         notes.insert(0, summary(watched.training, time.monotonic() - started))
         note = run.say(cls, "; ".join(n for n in notes if n))
         losses = {"loss": list(watched.training.losses)}
@@ -198,7 +204,6 @@ def distilled(
             watched = Watched(begin(settings), file)
             run.say(node, f"{settings.steps} steps, at most {settings.most} Gaussians")
             watched.learn()
-            file.unlink(missing_ok=True)
             return watched
         except mm.InterruptProcessingException:
             if watched is None or not watched.training.step:
@@ -206,7 +211,6 @@ def distilled(
             if not goes_on:
                 watched.keep()
                 raise
-            file.unlink(missing_ok=True)
             notes.append("cancelled on the way: this is the avatar so far")
             return watched
         except BaseException as error:
@@ -221,7 +225,9 @@ def distilled(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (mm.OOM_EXCEPTION, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    return isinstance(
+        error, (torch.cuda.OutOfMemoryError, MemoryError)
+    ) or "DefaultCPUAllocator" in str(error)
 
 
 def fewer(settings: Settings, notes: list[str]) -> Settings:
@@ -238,9 +244,24 @@ def fewer(settings: Settings, notes: list[str]) -> Settings:
 # --- what is shown and said -----------------------------------------------------------------------
 
 
-def beside_given(avatar: Avatar, views: Views) -> Tensor:  # [n, 3, H, 2 W] 0..1
-    """The avatar from cameras between those of the views, beside a given picture, half way through."""
-    rig, near = between(views.rig, SHOWN)
+def cameras_between(rig: Rig) -> tuple[Rig, list[int]]:
+    """Where no camera stands, and the number of one beside each."""
+    try:
+        return between(rig, SHOWN)
+    except ValueError:
+        raise ValueError(
+            "The cameras of 'views' look away from each other or stand in one place, so they show no "
+            "common performer: connect the rig that belongs to the views, in their order."
+        ) from None
+
+
+def beside_given(
+    avatar: Avatar,
+    views: Views,
+    rig: Rig,  # of n cameras
+    near: list[int],  # n views
+) -> Tensor:  # [n, 3, H, 2 W] 0..1
+    """The avatar from other cameras, a given picture beside it, half way through the motion."""
     frame = avatar.frame_count // 2
     shots = [(v, float(frame)) for v in range(len(rig))]
     seen = avatar_pictures(avatar, rig, shots, GREY).color.float() / 255

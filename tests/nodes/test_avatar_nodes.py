@@ -200,7 +200,11 @@ def test_an_error_loses_nothing(footage, output, monkeypatch):
 
 @pytest.mark.parametrize(
     "error",
-    [mm.OOM_EXCEPTION(), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        torch.cuda.OutOfMemoryError(),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
     ids=["accelerator", "python", "torch"],
 )
 def test_where_memory_runs_out_there_are_fewer_gaussians_and_a_sentence(
@@ -220,9 +224,20 @@ def test_where_memory_runs_out_there_are_fewer_gaussians_and_a_sentence(
     assert "memory ran out with 2000 Gaussians, so there are 1000 at most" in note
 
 
+def test_when_the_last_pictures_fail_what_was_learned_is_there(footage, output, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(distill_avatar, "beside_given", fails)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        distill(footage, steps=2)
+    (file,) = output.glob("*")
+    assert LoadAvatar.execute(file.name).args[0].frame_count == F
+
+
 def test_where_even_few_gaussians_are_too_many_it_says_what_to_do(footage, monkeypatch):
     def learn(self):
-        raise mm.OOM_EXCEPTION
+        raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(distill_avatar.Distilling, "learn", learn)
     with pytest.raises(ValueError, match="out of memory even with 1500 Gaussians: lower"):
@@ -267,6 +282,10 @@ def test_a_view_of_small_weight_counts_less(footage):
     assert same(even, distill(footage, steps=4).args[0])
 
 
+def turned_round(rig) -> torch.Tensor:
+    return torch.diag(torch.tensor([-1.0, 1, -1, 1])) @ rig.T_camera_world
+
+
 BAD = {
     "no cameras": (lambda v, b: {"views": replace(v, rig=None)}, "'views' know no cameras: connect"),
     "too few cameras": (lambda v, b: {"rig": ring(3)}, "'rig' has 3 cameras but 'views' 4 views"),
@@ -280,6 +299,10 @@ BAD = {
     "weights": (
         lambda v, b: {"weights": ViewWeights(torch.ones(3), ("a", "b", "c"))},
         "'weights' are of 3 views, but 'views' are 4",
+    ),
+    "cameras that look away": (
+        lambda v, b: {"rig": replace(v.rig, T_camera_world=turned_round(v.rig))},
+        "cameras of 'views' look away from each other",
     ),
     "prefix": (lambda v, b: {"filename_prefix": "../avatar"}, "below ComfyUI's output folder"),
 }  # fmt: skip
@@ -369,7 +392,7 @@ def test_a_picture_may_be_behind_it(learned):
 def test_a_camera_that_sees_nothing_is_named(learned):
     rig = ring(2)
     away = rig.T_camera_world.clone()
-    away[1] = torch.diag(torch.tensor([-1.0, 1, -1, 1])) @ away[1]  # turned round
+    away[1] = turned_round(rig)[1]
     note = render(learned, rig=replace(rig, T_camera_world=away, names=("a", "b")))[3]
     assert "cameras b see nothing of the avatar" in note
 
