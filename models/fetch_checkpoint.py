@@ -201,7 +201,11 @@ def _download(
             try:
                 return _attempt(address, written, size, on_bytes)
             except troubles as error:
-                in_vain = in_vain + 1 if written.there == before else 0
+                if written.there > size:
+                    # A server that knows no ranges has sent all behind what was there.
+                    written.seek(0)
+                    written.truncate()
+                in_vain = in_vain + 1 if written.there <= before else 0
                 refused = getattr(error, "response", None) is not None
                 full = isinstance(error, OSError) and error.errno == errno.ENOSPC
                 if refused or full or in_vain == TRIES:
