@@ -104,7 +104,7 @@ export class TopPlan extends Plan {
     this.places = cameras.map((camera) => this.#place(camera));
     this.back.replaceChildren(
       ...this.#rings(),
-      ...cameras.flatMap((camera, i) => (chosen.has(i) ? [this.#wedge(camera, camera.fov ?? fov, aspect)] : [])),
+      ...cameras.flatMap((camera, i) => (chosen.has(i) ? [this.#wedge(camera, camera.fov ?? fov, aspect, i === active)] : [])),
       svg("g", { transform: `translate(${this.middle})` }, figure(fromAbove(this.scale))),
       ...start.map((camera) => this.#ghost(camera)),
     );
@@ -132,12 +132,12 @@ export class TopPlan extends Plan {
   }
 
   /** What a camera sees, from above. */
-  #wedge(camera, fov, aspect) {
+  #wedge(camera, fov, aspect, isActive) {
     const [x, y] = this.#place(camera);
     const half = Math.atan(Math.tan(radians(fov) / 2) * aspect);
     const far = (camera.distance * Math.cos(radians(camera.elevation)) + 0.5) * this.scale;
     const side = (turn) => [x - (far * Math.sin(radians(camera.azimuth) + turn)) / Math.cos(turn), y - (far * Math.cos(radians(camera.azimuth) + turn)) / Math.cos(turn)];
-    return svg("polygon", { points: points([[x, y], side(half), side(-half)]), class: "seen" });
+    return svg("polygon", { points: points([[x, y], side(half), side(-half)]), class: isActive ? "seen" : "seen beside" });
   }
 
   #ghost(camera) {
@@ -263,7 +263,7 @@ export class SidePlan extends Plan {
     const shown = numbers.includes(active) ? active : (chosen[0] ?? numbers[0]);
     const kind = `camera${chosen.length ? " chosen" : ""}${numbers.includes(active) ? " active" : ""}`;
     const group = svg("g", { class: kind, transform: `translate(${x.toFixed(2)} ${y.toFixed(2)})`, "aria-hidden": "true" }, ...mark(shown, chosen.length > 0));
-    if (numbers.length > 1) group.append(text(`${numbers.length} cameras`, 0, -MARK - 5, { class: "word centre" }));
+    if (numbers.length > 1) group.append(text(`×${numbers.length}`, MARK + 2, -MARK + 1, { class: "word" }));
     return group;
   }
 

@@ -34,10 +34,10 @@ const BUTTONS = [
   ["all", "Choose all cameras (Ctrl+A)"],
 ];
 const NUMBERS = [
-  ["azimuth", "azimuth °", 1, "Degrees around: 0 = your camera, 90 = to its right, 180 = behind"],
-  ["elevation", "elevation °", 1, "Degrees above the performer's middle; negative = below"],
-  ["distance", "distance m", 0.05, "Metres from the performer's middle"],
-  ["fov", "view °", 1, "Vertical field of view of the chosen cameras; others have the node's fov"],
+  ["azimuth", "azimuth °", "az. °", 1, "Degrees around: 0 = your camera, 90 = to its right, 180 = behind"],
+  ["elevation", "elevation °", "el. °", 1, "Degrees above the performer's middle; negative = below"],
+  ["distance", "distance m", "dist. m", 0.05, "Metres from the performer's middle"],
+  ["fov", "view °", "view °", 1, "Vertical field of view of the chosen cameras; others have the node's fov"],
 ];
 const LETTERS = { a: "add", d: "duplicate", m: "mirror", s: "spread", n: "renumber", f: "fit" };
 /** Azimuth, elevation, distance of one step of a key. */
@@ -69,7 +69,7 @@ const MARKUP = `
 <div class="foot">
   <div class="picture"><svg role="img"></svg></div>
   <div class="numbers">
-    ${NUMBERS.map(([key, label, step, title]) => `<label title="${title}"><span>${label}</span><input type="number" step="${step}" data-number="${key}" aria-label="${title}"></label>`).join("")}
+    ${NUMBERS.map(([key, label, short, step, title]) => `<label title="${title}"><span data-short="${short}">${label}</span><input type="number" step="${step}" data-number="${key}" aria-label="${title}"></label>`).join("")}
     <output aria-live="polite"></output>
   </div>
 </div>
@@ -269,7 +269,11 @@ export class RigPanel {
       const kept = key === "fov" && value === this.fov ? null : value;
       this.#edit(edits.alter(this.cameras, this.chosen, () => ({ [key]: kept })), isDone);
     };
-    input.addEventListener("input", () => enter(false));
+    input.addEventListener("input", () => {
+      // The browser's own undo reaches into fields that were left long ago.
+      if (document.activeElement === input) enter(false);
+      else this.draw();
+    });
     input.addEventListener("change", () => enter(true));
     input.addEventListener("blur", () => this.draw());
   }
@@ -287,6 +291,7 @@ export class RigPanel {
     const { target, key } = event;
     if (target.matches("input, textarea")) return this.#onKeyInField(event);
     if (event.ctrlKey || event.metaKey || event.altKey) {
+      if (["z", "y"].includes(key.toLowerCase())) event.preventDefault(); // no undo in the fields
       if (key.toLowerCase() !== "a") return; // undo, copy and the others are the page's
       this.#keep(event);
       return this.do("all");
@@ -475,7 +480,7 @@ export class RigPanel {
       if (clientWidth && clientHeight) plan.resize(clientWidth, clientHeight);
     }
     this.draw();
-    this.onShown?.();
+    if (this.root.checkVisibility?.() && this.top.size[0]) this.onShown?.();
   }
 
   draw() {

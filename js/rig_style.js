@@ -35,6 +35,7 @@ export const STYLE = `
 .turnaround-rig label { display: flex; align-items: center; gap: 4px; min-width: 0; color: var(--soft); }
 .turnaround-rig label span { flex: 1 1 auto; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .turnaround-rig input { width: 58px; flex: none; height: 24px; padding: 0 4px; text-align: right; font-variant-numeric: tabular-nums; }
+.turnaround-rig input:disabled { opacity: .5; }
 .turnaround-rig output { grid-column: 1 / -1; line-height: 1.25; max-height: 2.5em; overflow: hidden; }
 .turnaround-rig .start { display: flex; align-items: center; gap: 8px; padding: 4px 6px; flex: none; border-top: 1px solid var(--line); }
 .turnaround-rig .start span { flex: 1 1 0; color: var(--soft); }
@@ -47,6 +48,7 @@ export const STYLE = `
 .turnaround-rig .ground { stroke: var(--soft); stroke-dasharray: 1 3; }
 .turnaround-rig .source { fill: var(--soft); }
 .turnaround-rig .seen { fill: var(--mark); fill-opacity: .14; stroke: var(--mark); stroke-opacity: .7; }
+.turnaround-rig .seen.beside { fill-opacity: .04; stroke-opacity: .35; }
 .turnaround-rig .ghost { fill: none; stroke: var(--soft); stroke-dasharray: 3 3; }
 .turnaround-rig .band { fill: var(--mark); fill-opacity: .12; stroke: var(--mark); stroke-dasharray: 4 3; }
 .turnaround-rig .figure line { stroke-linecap: round; }
@@ -69,5 +71,8 @@ export const STYLE = `
   .turnaround-rig .middle[data-tab="above"] .side, .turnaround-rig .middle[data-tab="side"] .above { display: none; }
   .turnaround-rig .pad + .pad { border-left: none; }
   .turnaround-rig .numbers { gap: 2px 6px; }
-  .turnaround-rig input { width: 50px; }
+  .turnaround-rig label span { font-size: 0; }
+  .turnaround-rig label span::after { content: attr(data-short); font-size: 12px; }
+  .turnaround-rig input { width: 52px; appearance: textfield; }
+  .turnaround-rig input::-webkit-inner-spin-button { display: none; }
 }`;

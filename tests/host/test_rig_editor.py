@@ -21,6 +21,8 @@ GRAPH = {
     },
     "3": {"class_type": "TurnaroundPreviewRig", "inputs": {"rig": ["2", 0]}},
 }
+ONE = pytest.mark.parametrize("loaded", ["classic"], indirect=True)
+"""For what goes on inside the editor alone: one renderer is enough."""
 PLACE = [150, 130]
 SIZE = [540, 640]
 
@@ -284,6 +286,7 @@ def test_dragging_from_the_side_lifts_and_moves_the_chosen_only(editor):
     assert editor.lines == [*RING.split("\n")[:2], "90 40 4", *RING.split("\n")[3:]]
 
 
+@ONE
 def test_one_spot_of_the_side_view_is_one_ring(editor):
     x, y = editor.camera(0, "side")
     editor.drag((x, y), (x, y - 60))
@@ -292,6 +295,7 @@ def test_one_spot_of_the_side_view_is_one_ring(editor):
     assert float(editor.lines[0].split()[1]) > 5
 
 
+@ONE
 def test_empty_place_begins_a_rectangle_that_chooses(editor):
     x, y = editor.around(0, 0)
     right = editor.around(90)[0]
@@ -301,6 +305,7 @@ def test_empty_place_begins_a_rectangle_that_chooses(editor):
     assert editor.chosen == []
 
 
+@ONE
 def test_double_click_adds_a_camera_there(editor):
     editor.page.mouse.dblclick(*editor.around(22, 0.8))
     editor.settle()
@@ -308,6 +313,7 @@ def test_double_click_adds_a_camera_there(editor):
     assert angles(editor)[8] == pytest.approx(22, abs=1)
 
 
+@ONE
 def test_buttons_edit_the_list(editor):
     editor.choose(1)
     editor.button("remove")
@@ -327,6 +333,7 @@ def test_buttons_edit_the_list(editor):
     assert {line.split()[2] for line in editor.lines} == {"3.42"}
 
 
+@ONE
 def test_spread_of_some_is_between_their_outer_two(editor):
     editor.drag(editor.camera(1), editor.around(80))
     editor.choose(7, 0, 1)
@@ -356,12 +363,16 @@ def test_keys_do_what_the_mouse_does(editor):
 def test_numbers_and_drawings_are_in_step_with_each_other(editor):
     editor.choose(3, 4)
     assert editor.number("azimuth").get_attribute("placeholder") == "mixed"
-    editor.number("distance").fill("5")
-    editor.number("fov").fill("50")
-    editor.number("fov").press("Enter")
-    editor.settle()
+    for name, value in (("distance", "5"), ("fov", "50")):
+        editor.number(name).fill(value)
+        editor.number(name).press("Enter")
+        editor.page.wait_for_timeout(100)  # newer pages take quicker changes for one
     assert editor.lines[3:5] == ["135 0 5 50", "180 0 5 50"]
     assert editor.undo_steps == editor.undos + 2
+    editor.undo()  # of the graph, not of the typing
+    assert editor.lines[3:5] == ["135 0 5", "180 0 5"]
+    editor.undo("Control+y")
+    assert editor.lines[3:5] == ["135 0 5 50", "180 0 5 50"]
     assert math.dist(editor.camera(4), editor.around(0, 0)) > math.dist(
         editor.camera(5), editor.around(0, 0)
     )
@@ -403,6 +414,7 @@ def test_undo_and_redo_are_the_pages_own_and_the_keyboard_stays(editor):
     assert editor.lines[1] == "70 2 3.2"
 
 
+@ONE
 def test_words_are_kept_and_faults_said(editor):
     editor.root.locator("[data-words]").click()
     area = editor.root.locator("textarea")
@@ -494,6 +506,7 @@ def test_finger_drags_too(editor):
     assert 108 <= angles(editor)[2] <= 132 and angles(editor)[:2] == [0, 45]
 
 
+@ONE
 def test_everything_has_a_name_for_who_cannot_see_it(editor):
     bare = editor.root.evaluate(
         """root => [...root.querySelectorAll('button, input, textarea, [role=option], [role=img]')]
@@ -503,6 +516,48 @@ def test_everything_has_a_name_for_who_cannot_see_it(editor):
     assert bare == []
     label = editor.root.locator(".above [role=option]").nth(3).get_attribute("aria-label")
     assert label == "Camera 3: back right 135°, elevation 0°, 3.2 m"
+
+
+def contrast(editor, name) -> float:
+    """Of a part's stroke or fill against the editor's ground, as WCAG counts it."""
+    colors = editor.root.evaluate(
+        """(root, name) => {
+          const paint = (color) => {
+            const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 });
+            const pen = canvas.getContext('2d');
+            pen.fillStyle = color; pen.fillRect(0, 0, 1, 1);
+            return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+          };
+          const style = getComputedStyle(root.querySelector(name));
+          return [paint(name.startsWith('text') ? style.fill : style.stroke),
+            paint(getComputedStyle(root).backgroundColor)];
+        }""",
+        name,
+    )
+
+    def light(color):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((light([c / 255 for c in color]) for color in colors), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@ONE
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_cameras_are_seen_on_dark_and_light_pages(editor, palette):
+    setting = "(palette) => window.app.extensionManager.setting.set('Comfy.ColorPalette', palette)"
+    editor.page.evaluate(setting, palette)
+    editor.choose(1)
+    try:
+        assert contrast(editor, ".above .camera.chosen rect") >= 3
+        assert contrast(editor, ".above .camera:not(.chosen) circle:not(.focus)") >= 4.5
+        assert contrast(editor, "text.word") >= 4.5
+        # Without colours: another shape.
+        assert editor.root.locator(".above [role=option].chosen rect").count() == 1
+        assert editor.root.locator(".above [role=option]:not(.chosen) rect").count() == 0
+    finally:
+        editor.page.evaluate(setting, "dark")
 
 
 def run(editor, server) -> dict:
