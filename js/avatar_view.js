@@ -60,6 +60,7 @@ const rgbOf = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16) / 
 // ---- the widget ----
 
 const STYLE = `
+.turnaround-avatar { min-height: 320px; }
 .turnaround-avatar .frame { position: absolute; inset: 0; margin: auto; pointer-events: none; opacity: .28;
   outline: 1px dashed #9fb4cc; outline-offset: -1px; max-width: 100%; max-height: 100%; }
 .turnaround-avatar .stage img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
@@ -126,27 +127,29 @@ class AvatarView {
     this.shown = shown;
     this.#listCameras();
     if (goes) this.look = lookFrom(shown.look);
-    if (isSame && this.scene) this.redraw();
+    if (isSame && (this.header || this.isLoading)) this.redraw();
     else this.#load();
   }
 
   async #load() {
     this.#release();
-    const loading = (this.loading = new AbortController());
+    const { signal } = (this.loading = new AbortController());
+    this.isLoading = true;
     this.#say("Loading the avatar …");
     try {
-      const { header, take } = await openStoredFile(this.shown, MAGIC, "avatar", loading.signal);
+      const { header, take } = await openStoredFile(this.shown, MAGIC, "avatar", signal);
       await readStream(
         header,
         take,
-        (still) => this.#begin(header, still),
-        (f, frame) => !loading.signal.aborted && this.#receive(f, frame),
+        (still) => !signal.aborted && this.#begin(header, still),
+        (f, frame) => !signal.aborted && this.#receive(f, frame),
       );
-      if (loading.signal.aborted) return;
+      if (signal.aborted) return;
+      this.isLoading = false;
       this.#say("", "ready");
       this.redraw();
     } catch (error) {
-      if (loading.signal.aborted) return;
+      if (signal.aborted) return;
       this.#release();
       this.#say(sentenceOf(error), "failed");
       if (error instanceof NoGraphics) this.#showStill();
@@ -244,7 +247,7 @@ class AvatarView {
     if (this.scene || !this.header) return;
     try {
       this.#fillScene();
-      this.#say("", this.frames.length === this.header.times.length ? "ready" : "loading");
+      this.#say("", this.isLoading ? "loading" : "ready");
       this.redraw();
     } catch (error) {
       this.#say(error.message, "failed");
@@ -274,6 +277,7 @@ class AvatarView {
   /** Let go of everything but the output's name; `show` begins anew. */
   #release() {
     this.loading?.abort();
+    this.isLoading = false;
     this.#letGoOfCanvas();
     this.sorter?.terminate();
     this.sorter = this.order = this.wish = this.held = null;
@@ -629,7 +633,7 @@ registerView({
   nodeClass: "TurnaroundPreviewAvatar",
   widget: "avatar_view",
   output: "turnaround_avatar",
-  minHeight: 320,
+  minHeight: 340,
   firstSize: [460, 720],
   style: STYLE,
   make: (memory, node) => new AvatarView(memory, node),

@@ -118,9 +118,17 @@ function onWheel(event) {
   held.view.zoom(event);
 }
 
+/** So are fingers, with which ComfyUI moves and zooms the graph. */
+function onTouch(event) {
+  if (event.target.closest?.(".turnaround-view")) event.stopPropagation();
+}
+
 function listenOnce() {
   if (document.querySelector("style.turnaround-view-style")) return;
   window.addEventListener("wheel", onWheel, { capture: true, passive: false });
+  for (const kind of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
+    window.addEventListener(kind, onTouch, { capture: true, passive: true });
+  }
   const style = document.createElement("style");
   style.className = "turnaround-view-style";
   style.textContent = STYLE;
