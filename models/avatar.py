@@ -21,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .avatar_free import Followed, Nodes, moved
+from .avatar_free import Followed, Nodes, between, moved
 from .avatar_light import NUMBERS, lit
 from .avatar_mesh import Skin, SkinSpots, pose_spots, posed, spots_of
 from .avatar_uv import Atlas, DetailNet, Shown, detailed, moved_maps
 from .body import Body
 from .fit_body import Places
+from .quats import turned
 from .splats import Splats
 from .whole_file import whole_file
 
@@ -53,8 +54,7 @@ class SkinMotion:
 
     def __post_init__(self) -> None:
         _check_numbers(self.places.faces, len(self.body.faces), "triangle")
-        if self.light.shape != (NUMBERS, 3):
-            raise ValueError(f"A light has shape [{NUMBERS}, 3], not {list(self.light.shape)}.")
+        _check_light(self.light)
 
     @property
     def frame_count(self) -> int:
@@ -93,16 +93,31 @@ class NodeMotion:
 
     nodes: Nodes
     followed: Followed
+    normals: Tensor
+    """[n, 3] canonical, outwards, of length 1."""
+    light: Tensor
+    """[9, 3], `avatar_light`."""
 
     def __post_init__(self) -> None:
         _check_numbers(self.followed.nodes, len(self.nodes.places), "control node")
+        if self.normals.shape != (len(self.followed), 3):
+            raise ValueError(
+                f"{len(self.followed)} Gaussians have normals of shape {list(self.normals.shape)}."
+            )
+        _check_light(self.light)
 
     @property
     def frame_count(self) -> int:
         return self.nodes.frame_count
 
     def at(self, splats: Splats, time: float) -> Splats:
-        return moved(splats, self.followed, self.nodes, time)
+        world, turns = moved(splats, self.followed, self.nodes, time)
+        return lit(world, turned(turns, self.normals), self.light)
+
+
+def _check_light(light: Tensor) -> None:
+    if light.shape != (NUMBERS, 3):
+        raise ValueError(f"A light has shape [{NUMBERS}, 3], not {list(light.shape)}.")
 
 
 def _check_numbers(numbers: Tensor, count: int, what: str) -> None:
@@ -111,17 +126,6 @@ def _check_numbers(numbers: Tensor, count: int, what: str) -> None:
             f"A Gaussian follows {what} {int(numbers.max())}, but there are {count}: distil the "
             "avatar again."
         )
-
-
-def between(
-    frames: Tensor,  # [F, ...]
-    time: float,  # frames
-) -> Tensor:  # [...]
-    """Values at a time, straight between frames; held before the first and after the last."""
-    last = len(frames) - 1
-    time = min(max(float(time), 0.0), float(last))
-    low = min(int(time), max(last - 1, 0))
-    return torch.lerp(frames[low], frames[min(low + 1, last)], time - low)
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,11 @@ class Avatar:
         goes = replace(mine, vertices=body.vertices.to(mine.vertices), neutral=None, fps=body.fps)
         return Avatar(self.splats, replace(self.motion, body=goes), body.fps)
 
+    def to(self, device: torch.device) -> Avatar:
+        """The same on another device."""
+        tensors = {name: tensor.detach().to(device) for name, tensor in _tensors(self).items()}
+        return Avatar(Splats(**_below(SPLATS, tensors)), _motion(tensors, self.fps), self.fps)
+
     def _comfy_cache_tensors(self) -> list[Tensor]:
         return list(_tensors(self).values())
 
@@ -192,7 +201,7 @@ class Avatar:
 
 KIND = "turnaround_avatar"
 SPLATS, BODY, PLACES, NODES, FOLLOWED = "splats.", "body.", "places.", "nodes.", "followed."
-NET, SHOWN, LIGHT = "net.", "shown.", "light"
+NET, SHOWN, LIGHT, NORMALS = "net.", "shown.", "light", "normals"
 """How the names of a file's tensors begin."""
 
 
@@ -204,7 +213,12 @@ def _named(start: str, thing: object) -> dict[str, Tensor]:
 def _tensors(avatar: Avatar) -> dict[str, Tensor]:
     tensors, motion = _named(SPLATS, avatar.splats), avatar.motion
     if isinstance(motion, NodeMotion):
-        return tensors | _named(NODES, motion.nodes) | _named(FOLLOWED, motion.followed)
+        return (
+            tensors
+            | _named(NODES, motion.nodes)
+            | _named(FOLLOWED, motion.followed)
+            | {NORMALS: motion.normals, LIGHT: motion.light}
+        )
     tensors |= _named(BODY, motion.body) | _named(PLACES, motion.places) | {LIGHT: motion.light}
     if motion.detail is not None:
         tensors |= {NET + k: v for k, v in motion.detail.net.state_dict().items()}
@@ -246,10 +260,11 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 def _motion(tensors: Mapping[str, Tensor], fps: float) -> SkinMotion | NodeMotion:
     if not _below(BODY, tensors):
         followed = Followed(**_below(FOLLOWED, tensors))
-        return NodeMotion(Nodes(**_below(NODES, tensors)), followed)
+        nodes = Nodes(**_below(NODES, tensors))
+        return NodeMotion(nodes, followed, tensors[NORMALS], tensors[LIGHT])
     detail = None
     if _below(NET, tensors):
-        net = DetailNet()
+        net = DetailNet().to(tensors[LIGHT].device)
         net.load_state_dict(_below(NET, tensors))
         detail = Detail(net, Shown(**_below(SHOWN, tensors)))
     body = Body(**_below(BODY, tensors), fps=fps)

@@ -24,6 +24,37 @@ TIED = 6
 """Nodes that a node is kept rigid with."""
 
 
+def moment(
+    time: float,  # frames
+    frames: int,
+) -> tuple[int, float]:
+    """The frame before a time and the share of the way to the next; held before the first and after
+    the last."""
+    last = frames - 1
+    time = min(max(float(time), 0.0), float(last))
+    low = min(int(time), max(last - 1, 0))
+    return low, time - low
+
+
+def between(
+    frames: Tensor,  # [F, ...]
+    time: float,  # frames
+) -> Tensor:  # [...]
+    """Values at a time, on a curve through the frames (Catmull and Rom 1974): what swings round a
+    joint goes on an arc, which straight ways between frames would cut."""
+    low, share = moment(time, len(frames))
+    if share == 0:
+        return frames[low]
+    last = len(frames) - 1
+    b, c = frames[low], frames[low + 1]
+    # Beyond the ends it goes on as fast.
+    a = frames[low - 1] if low > 0 else 2 * b - c
+    d = frames[low + 2] if low + 2 <= last else 2 * c - b
+    s, ss, sss = share, share**2, share**3
+    weights = (-s + 2 * ss - sss, 2 - 5 * ss + 3 * sss, s + 4 * ss - 3 * sss, sss - ss)
+    return sum(w / 2 * value for w, value in zip(weights, (a, b, c, d), strict=True))
+
+
 @dataclass(frozen=True)
 class Nodes:
     """P control nodes over F frames."""
@@ -54,13 +85,11 @@ class Nodes:
     def at(self, time: float) -> tuple[Tensor, Tensor]:
         """Turns [P, 4] of length 1 and shifts [P, 3] at a time in frames; held before the first and
         after the last."""
-        last = self.frame_count - 1
-        time = min(max(float(time), 0.0), float(last))
-        low = min(int(time), max(last - 1, 0))
-        high, share = min(low + 1, last), time - low
+        low, share = moment(time, self.frame_count)
+        high = min(low + 1, self.frame_count - 1)
         pair = unit(torch.stack([self.quats[low], self.quats[high]], 1))
         weights = pair.new_tensor([1 - share, share]).expand(len(pair), 2)
-        return blended(pair, weights), torch.lerp(self.goes[low], self.goes[high], share)
+        return blended(pair, weights), between(self.goes, time)
 
 
 @dataclass(frozen=True)
@@ -103,13 +132,13 @@ def nodes_at_rest(
     """Nodes among the points that don't move yet. Each reaches as far as its neighbours are."""
     places = points[spread_nodes(points.detach(), count)].detach()
     P = len(places)
-    away, _ = _nearest(places, places, min(P, 4))
+    away, _ = nearest(places, places, min(P, 4))
     reach = away[:, 1:].mean(1) if P > 1 else away.new_ones(1)
     still = places.new_tensor([1.0, 0, 0, 0]).expand(frames, P, 4)
     return Nodes(places, reach.clamp(min=1e-6), still.clone(), places.new_zeros(frames, P, 3))
 
 
-def _nearest(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest(points: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Distances [n, count] and numbers of the nearest others, a few points at a time."""
     near = [torch.cdist(part, others).topk(count, largest=False) for part in points.split(1 << 14)]
     away, found = (torch.cat(part) for part in zip(*near, strict=True))
@@ -123,7 +152,7 @@ def follow(
     """The nearest nodes. The farthest of them counts nothing, so that changing it can't be seen."""
     means, P = means.detach(), len(nodes.places)
     count = min(P, FOLLOWED + 1)
-    away, found = _nearest(means, nodes.places, count)
+    away, found = nearest(means, nodes.places, count)
     # In reaches beyond the nearest's, which leaves weights to Gaussians far from all nodes.
     square = (away / nodes.reach[found]).square()
     weights = torch.exp(-0.5 * (square - square.amin(1, keepdim=True)))
@@ -136,22 +165,37 @@ def follow(
     return Followed(found, torch.where(total > 1e-12, weights / total.clamp(min=1e-12), even))
 
 
+def carried(
+    points: Tensor,  # [n, 3] canonical
+    followed: Followed,  # [n]
+    nodes: Nodes,
+    time: float,  # frames
+) -> Tensor:  # [n, 3] world
+    """mu' = sum w (R (mu - p) + p + t)."""
+    return _carried(points, followed, nodes.places, *nodes.at(time))
+
+
+def _carried(
+    points: Tensor, followed: Followed, places: Tensor, quats: Tensor, goes: Tensor
+) -> Tensor:  # [n, 3]
+    near = places[followed.nodes]  # [n, k, 3]
+    ends = turned(quats[followed.nodes], points[:, None] - near) + near + goes[followed.nodes]
+    return (ends * followed.weights[..., None]).sum(1)
+
+
 def moved(
     splats: Splats,  # [n] canonical
     followed: Followed,  # [n]
     nodes: Nodes,
     time: float,  # frames
-) -> Splats:  # [n] in the world
-    """mu' = sum w (R (mu - p) + p + t); its turn is the blended one. Colours stay those of the world's
-    directions."""
+) -> tuple[Splats, Tensor]:  # [n] in the world, and their turns [n, 4]
+    """Gaussians where the nodes carry them; each turns by the blended turn. Colours stay those of the
+    world's directions."""
     quats, goes = nodes.at(time)
-    quats, near = quats[followed.nodes], nodes.places[followed.nodes]  # [n, k, ...]
-    ends = turned(quats, splats.means[:, None] - near) + near + goes[followed.nodes]
-    return Splats(
-        (ends * followed.weights[..., None]).sum(1),
-        multiplied(blended(quats, followed.weights), unit(splats.rotations)),
-        *splats.tensors()[2:],
-    )
+    turns = blended(quats[followed.nodes], followed.weights)
+    means = _carried(splats.means, followed, nodes.places, quats, goes)
+    rotations = multiplied(turns, unit(splats.rotations))
+    return Splats(means, rotations, *splats.tensors()[2:]), turns
 
 
 class Ties:
@@ -159,7 +203,7 @@ class Ties:
 
     def __init__(self, nodes: Nodes) -> None:
         count = min(len(nodes.places), TIED + 1)
-        away, found = _nearest(nodes.places, nodes.places, count)
+        away, found = nearest(nodes.places, nodes.places, count)
         self.near = found[:, 1:]
         self.edges = nodes.places[self.near] - nodes.places[:, None]  # [P, k, 3]
         weights = torch.exp(-0.5 * (away[:, 1:] / nodes.reach[:, None]).square())

@@ -125,10 +125,14 @@ def depth_from_silhouettes(
 
 def _hull_depth(masks: Tensor, rig: Rig) -> Tensor:  # [V, H, W] metres
     """One frame; all masks show somebody."""
+    return _hull_and_depth(masks, rig)[1]
+
+
+def _hull_and_depth(masks: Tensor, rig: Rig) -> tuple[_Hull | None, Tensor]:  # .., [V, H, W] metres
     inside = masks > 0.5
     hull = _carved(masks, rig)
     if hull is None:
-        return torch.zeros_like(masks)
+        return None, torch.zeros_like(masks)
     depth = _filled(_marched(hull, masks, rig), inside)
     # Single pixels are the rim's.
     core = -F.max_pool2d(-(inside & (depth == 0)).float(), 3, 1, 1)
@@ -136,7 +140,45 @@ def _hull_depth(masks: Tensor, rig: Rig) -> Tensor:  # [V, H, W] metres
     if int(lost.flatten(1).any(1).sum()) >= LOST:
         hull = _carved(masks, rig, lost)
         depth = _filled(_marched(hull, masks, rig), inside)
-    return depth
+    return hull, depth
+
+
+class HullSurface(NamedTuple):
+    """The skin of a frame's visual hull."""
+
+    points: Tensor
+    """[n, 3] world, metres: about one a fine voxel."""
+    normals: Tensor
+    """[n, 3] outwards, of length 1."""
+    depth: Tensor
+    """[V, H, W] metres in every view, 0 = nothing."""
+
+
+def hull_surface(
+    masks: Tensor,  # [V, H, W] 0..1, one frame
+    rig: Rig,
+) -> HullSurface | None:
+    """Where the field of the hull passes one half; None = no place lies within all masks. Two views
+    are enough to be asked, but what they bound is wide."""
+    masks = masks.float().nan_to_num(0)
+    shown = [v for v in range(len(rig)) if bool((masks[v] > 0.5).any())]
+    if len(shown) < 2:
+        return None
+    hull, depth = _hull_and_depth(masks[shown], rig.select(shown))
+    if hull is None:
+        return None
+    padded = F.pad(hull.field, [1] * 6)
+    inside = padded > 0.5
+    buried = -F.max_pool3d(-inside.float()[None, None], 3, 1, 1)[0, 0] > 0
+    cells = (inside & ~buried).nonzero()
+    smooth = F.avg_pool3d(F.avg_pool3d(padded[None, None], 3, 1, 1), 3, 1, 1)[0, 0]
+    slopes = torch.stack(torch.gradient(smooth), -1)[cells.unbind(1)]
+    normals = -F.normalize(slopes, dim=1)
+    points = hull.corner + (cells - 1 + 0.5) * hull.edge
+    everywhere = torch.zeros_like(masks)
+    everywhere[shown] = depth
+    known = normals.norm(dim=1) > 0.5
+    return HullSurface(points[known], normals[known], everywhere)
 
 
 # ---------------------------------------------------------------- the hull
@@ -184,7 +226,7 @@ def _agreed(
 ) -> Tensor:  # [N] 0..1
     """The smallest mask value at each point; where rays are lost, the second smallest.
 
-    Places that fewer than three cameras see are empty.
+    Places that fewer than three cameras see are empty; of two cameras, those that not both see.
     """
     least, second = torch.ones(2, len(points), device=points.device)
     seen, missed = torch.zeros(2, len(points), device=points.device)
@@ -199,7 +241,7 @@ def _agreed(
             second = torch.minimum(second, value)
             missed += inside & (read_at(lost[v, None], pixels)[:, 0] > 0)
     value = torch.where(missed >= LOST, second, least)
-    return torch.where(seen >= NEEDED, value, 0.0)
+    return torch.where(seen >= min(NEEDED, len(rig)), value, 0.0)
 
 
 def _centres(cells: Tensor, corner: Tensor, edge: float) -> Tensor:  # [N, 3] int -> world
@@ -465,3 +507,31 @@ def _steadied(chosen: Tensor, inside: Tensor) -> Tensor:  # [h, w]
     around = F.unfold(F.pad(known, [STEADY // 2] * 4, value=torch.nan), STEADY)[0]
     middle = around.nanmedian(0).values.view_as(chosen).nan_to_num(0)
     return _patch_mean(middle[None, None], inside)[0, 0]
+
+
+BEHIND = 2.0
+"""Pixels' widths that a place of the hull may lie behind its surface in a view and still be seen."""
+
+
+def shown_colors(
+    surface: HullSurface,
+    pictures: Tensor,  # [V, 3, H, W] 0..1
+    masks: Tensor,  # [V, H, W] 0..1
+    rig: Rig,
+) -> Tensor:  # [n, 3] 0..1
+    """What the views show at the hull's places; those that look straight at one count most. Grey
+    where none does."""
+    n = len(surface.points)
+    sums, total = surface.points.new_zeros(n, 3), surface.points.new_full((n, 1), 1e-6)
+    for v in range(len(rig)):
+        pixels, far = _pixels(surface.points, rig, v)
+        value = read_at(torch.cat([pictures[v], masks[v, None], surface.depth[v, None]]), pixels)
+        inside = (pixels >= 0).all(1) & (pixels[:, 0] <= rig.width) & (pixels[:, 1] <= rig.height)
+        behind = BEHIND * far / rig.K[v, 0, 0].to(far)
+        seen = inside & (far > 0) & (value[:, 3] > 0.9) & (far < value[:, 4] + behind)
+        towards = F.normalize(rig.centers[v].to(surface.points) - surface.points, dim=1)
+        facing = (towards * surface.normals).sum(1).clamp(min=0).square()
+        weight = (facing * seen)[:, None]
+        sums += weight * value[:, :3]
+        total += weight
+    return torch.where(total > 1e-4, sums / total, 0.5)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from turnaround.models.avatar import (
@@ -12,11 +13,10 @@ from turnaround.models.avatar import (
     Detail,
     NodeMotion,
     SkinMotion,
-    between,
     load_avatar,
     save_avatar,
 )
-from turnaround.models.avatar_free import Nodes, follow, nodes_at_rest
+from turnaround.models.avatar_free import Nodes, between, follow, nodes_at_rest
 from turnaround.models.avatar_light import even_light, lit
 from turnaround.models.avatar_mesh import Skin, pose_spots, posed, splats_on_body
 from turnaround.models.avatar_uv import Atlas, DetailNet, moved_maps, shown_by
@@ -75,7 +75,9 @@ def free() -> Avatar:
     )
     rest = nodes_at_rest(splats.means, 9, 4)
     nodes = Nodes(rest.places, rest.reach, rest.quats + noise(4, 9, 4), noise(4, 9, 3, seed=1))
-    return Avatar(splats, NodeMotion(nodes, follow(splats.means, nodes)), 24.0)
+    normals = F.normalize(noise(COUNT, 3, seed=2), dim=1)
+    light = even_light(normals) + 0.1 * noise(9, 3)
+    return Avatar(splats, NodeMotion(nodes, follow(splats.means, nodes), normals, light), 24.0)
 
 
 def same(one: Splats, other: Splats) -> bool:
@@ -91,14 +93,20 @@ def test_an_avatar_at_a_frame_is_its_gaussians_on_that_body(on_body):
         assert same(on_body.at(f), there)
 
 
-def test_times_between_lie_straight_between_and_end_with_the_clip(body):
-    assert torch.equal(
-        between(body.vertices, 0.25)[0], body.vertices[0, 0].lerp(body.vertices[1, 0], 0.25)
-    )
+def test_steady_motion_is_steady_between_frames_and_ends_with_the_clip(body):
+    steady = torch.arange(4.0)[:, None] * torch.tensor([1.0, -2.0, 0.5])
+    for time in (0.25, 1.5, 2.75):
+        assert torch.allclose(between(steady, time), time * torch.tensor([1.0, -2.0, 0.5]))
     assert torch.equal(between(body.vertices, 2), body.vertices[2])
     assert torch.equal(between(body.vertices, -3), body.vertices[0])
     assert torch.equal(between(body.vertices, 99.5), body.vertices[2])
     assert torch.equal(between(body.vertices[:1], 0.5), body.vertices[0])
+
+
+@pytest.mark.parametrize("kind", ["on_body", "in_detail", "free"])
+def test_an_avatar_on_another_device_is_the_same(kind, request):
+    avatar = request.getfixturevalue(kind)
+    assert same(avatar.to(torch.device("cpu")).at(0.6), avatar.at(0.6))
 
 
 @pytest.mark.parametrize("kind", ["on_body", "in_detail", "free"])

@@ -10,12 +10,13 @@ from turnaround.models.avatar_free import (
     Followed,
     Nodes,
     Ties,
+    between,
     follow,
     moved,
     nodes_at_rest,
     spread_nodes,
 )
-from turnaround.models.quats import rotvecs_to_quats
+from turnaround.models.quats import rotvecs_to_quats, turned
 from turnaround.models.splats import Splats, rotation_matrices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +44,7 @@ def rigid(nodes: Nodes, rotvec: Tensor, shift: Tensor) -> Nodes:
 def test_nodes_at_rest_leave_gaussians_where_they_are():
     splats = some()
     nodes = nodes_at_rest(splats.means, 60, 3)
-    there = moved(splats, follow(splats.means, nodes), nodes, 1.3)
+    there, _ = moved(splats, follow(splats.means, nodes), nodes, 1.3)
     assert (there.means - splats.means).abs().max() < 1e-6
     assert (there.covariances() - splats.covariances()).abs().max() < 1e-6
 
@@ -52,11 +53,12 @@ def test_a_rigid_motion_is_exact():
     splats = some()
     rotvec, shift = torch.tensor([0.8, -1.5, 0.4]), torch.tensor([3.0, 0, -1])
     nodes = rigid(nodes_at_rest(splats.means, 60, 2), rotvec, shift)
-    there = moved(splats, follow(splats.means, nodes), nodes, 0)
+    there, turns = moved(splats, follow(splats.means, nodes), nodes, 0)
     R = rotation_matrices(rotvecs_to_quats(rotvec)[None])[0]
     assert (there.means - (splats.means @ R.T + shift)).abs().max() < 1e-5
     assert (there.covariances() - R @ splats.covariances() @ R.T).abs().max() < 1e-4
     assert torch.equal(there.sh, splats.sh)
+    assert (turned(turns, splats.means) - splats.means @ R.T).abs().max() < 1e-5
 
 
 def test_between_frames_lie_the_turns_and_places_between():
@@ -64,13 +66,21 @@ def test_between_frames_lie_the_turns_and_places_between():
     nodes = nodes_at_rest(torch.zeros(1, 3), 1, 3)
     z = torch.tensor([0.0, 0, 1.0])
     quats = rotvecs_to_quats(torch.stack([0 * z, 1.0 * z, 3 * z]))[:, None]
+    # Half way between frames on Catmull and Rom's curve, which goes on beyond both ends as fast:
+    # (-(-1) + 9 * 0 + 9 * 1 - 5) / 16 and (-0 + 9 * 1 + 9 * 5 - 9) / 16.
     goes = torch.tensor([0.0, 1, 5])[:, None, None] * torch.tensor([1.0, 0, 0])
     nodes = Nodes(nodes.places, nodes.reach, -quats, goes)
     followed = follow(splats.means, nodes)
-    for time, angle, along in ((-2, 0, 0), (0.5, 0.5, 0.5), (1.5, 2, 3), (2, 3, 5), (9, 3, 5)):
+    for time, angle, along in (
+        (-2, 0, 0),
+        (0.5, 0.5, 5 / 16),
+        (1.5, 2, 45 / 16),
+        (2, 3, 5),
+        (9, 3, 5),
+    ):
         c, s = math.cos(angle), math.sin(angle)
         R = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        there = moved(splats, followed, nodes, time)
+        there, _ = moved(splats, followed, nodes, time)
         goal = splats.means @ R.T + along * torch.tensor([1.0, 0, 0])
         assert (there.means - goal).abs().max() < 1e-5
 
@@ -110,7 +120,7 @@ def test_followers_have_true_gradients():
 
     def out(means: Tensor, quats: Tensor, goes: Tensor) -> tuple[Tensor, ...]:
         there = Nodes(nodes.places, nodes.reach, quats, goes)
-        found = moved(Splats(means, *splats.tensors()[1:]), followed, there, 0.4)
+        found, _ = moved(Splats(means, *splats.tensors()[1:]), followed, there, 0.4)
         ties = Ties(nodes)
         return found.means, found.rotations, ties.rigidity(there, 1)
 
@@ -141,6 +151,17 @@ def test_steady_motion_is_not_jerky():
     jump = torch.tensor([0.0, 0.1, 0])[:, None, None] * z
     shaken = Nodes(nodes.places, nodes.reach, nodes.quats, jump.expand(3, 40, 3))
     torch.testing.assert_close(ties.jerkiness(shaken, 1), 0.01 / ties.size**2)
+
+
+def test_what_swings_on_an_arc_stays_on_it_between_frames():
+    angles = torch.arange(6.0) * 0.6
+    arc = torch.stack([angles.cos(), angles.sin(), angles * 0], 1)[:, None]
+    for time in (1.5, 2.25, 3.7):
+        curved = between(arc, time)[0]
+        low = int(time)
+        straight = torch.lerp(arc[low], arc[low + 1], time - low)[0]
+        goal = torch.tensor([math.cos(0.6 * time), math.sin(0.6 * time), 0])
+        assert (curved - goal).norm() < 0.25 * (straight - goal).norm()
 
 
 def test_nodes_that_do_not_belong_together_are_refused():

@@ -1,0 +1,126 @@
+"""Where the parts of a performer without a mesh go from frame to frame: a first guess from outlines.
+
+Stage: the skins of all frames (`avatar_start`) -> control nodes that carry one frame's skin to all
+others (`avatar_free`). From the chosen frame outwards, each frame begins where its neighbour ended,
+and goes on as fast; then every place of the one skin looks for the place of the other that is near,
+faces the same way and has the same colour, both ways, while the nodes stay as rigid among each other
+as they can (non-rigid ICP; Li, Sumner and Pauly 2008, with Sumner's graph). Fitting to the pictures
+goes on from there: their gradients reach only a few pixels far, and a quick limb moves much farther.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .avatar_free import Followed, Nodes, Ties, carried, follow, nearest, nodes_at_rest
+from .avatar_start import Skin, thinned
+from .quats import blended, multiplied, turned, unit
+
+OnStep = Callable[[int, int], None]
+
+POINTS = 2000
+"""Of a skin that are looked at."""
+TURNS, AGAIN = 60, 3
+"""Steps a frame, and after how many of them partners are looked for again."""
+NEAR = 0.05
+"""Share of the performer's height that counts as much as a normal that turned by 60 degrees, or as
+another colour."""
+COLOR = 2.0
+"""What a colour's difference counts."""
+RATE = 0.2
+"""Of Adam: nodes' spacings a step."""
+STIFF = (10.0, 3.0)
+"""What bending costs at first and at last."""
+ROBUST = (5.0, 1.0)
+"""In nodes' spacings, at first and at last: partners farther than that pull no more strongly."""
+
+
+def track(
+    skins: list[Skin | None],
+    frame: int,  # whose skin is carried
+    nodes: int,
+    on_step: OnStep | None = None,  # counts frames
+) -> Nodes:
+    """The nodes over all frames, canonical in this one. Frames without a skin get their neighbours'
+    turns and places."""
+    own = skins[frame]
+    assert own is not None
+    still = nodes_at_rest(own.points, nodes, len(skins))
+    own = thinned(own, POINTS)
+    held = follow(own.points, still)
+    ties, height = Ties(still), float(own.points[:, 1].amax() - own.points[:, 1].amin())
+    quats, goes = list(still.quats), list(still.goes)
+    done = 1
+    for way in (1, -1):
+        ends = range(frame + way, len(skins) if way > 0 else -1, way)
+        for f in ends:
+            first = _as_fast(quats, goes, f - way, f - 2 * way, abs(f - frame) > 1)
+            skin = skins[f]
+            if skin is None:
+                quats[f], goes[f] = first
+            else:
+                quats[f], goes[f] = _fitted(
+                    first, still, held, ties, own, thinned(skin, POINTS), height
+                )
+            done += 1
+            if on_step:
+                on_step(done, len(skins))
+    return replace(still, quats=torch.stack(quats), goes=torch.stack(goes))
+
+
+def _as_fast(
+    quats: list[Tensor], goes: list[Tensor], before: int, earlier: int, known: bool
+) -> tuple[Tensor, Tensor]:
+    """Where nodes are after another step like the last."""
+    if not known:
+        return quats[before].clone(), goes[before].clone()
+    back = quats[earlier] * quats[earlier].new_tensor([1, -1, -1, -1])
+    turn = multiplied(unit(quats[before]), unit(back))
+    return multiplied(turn, unit(quats[before])), 2 * goes[before] - goes[earlier]
+
+
+def _fitted(
+    first: tuple[Tensor, Tensor],  # [P, 4], [P, 3]
+    still: Nodes,
+    held: Followed,  # [n]
+    ties: Ties,
+    own: Skin,  # [n] canonical
+    other: Skin,  # [m] of the frame
+    height: float,  # metres
+) -> tuple[Tensor, Tensor]:
+    """Turns and places of the nodes in one frame."""
+    quats, goes = (t.clone().requires_grad_() for t in first)
+    adam = torch.optim.Adam([{"params": [goes]}, {"params": [quats]}], betas=(0.8, 0.98))
+    told = _features(other.points, other.normals, other.colors, height)
+    for turn in range(TURNS):
+        share = turn / (TURNS - 1)
+        nodes = replace(still, quats=quats[None], goes=goes[None])
+        points = carried(own.points, held, nodes, 0)
+        if turn % AGAIN == 0:
+            with torch.no_grad():
+                normals = turned(blended(unit(quats)[held.nodes], held.weights), own.normals)
+                mine = _features(points, normals, own.colors, height)
+                there, here = nearest(mine, told, 1)[1][:, 0], nearest(told, mine, 1)[1][:, 0]
+        apart = torch.cat([points - other.points[there], points[here] - other.points]) / ties.size
+        square = apart.square().sum(1)
+        # Geman and McClure's: far partners are most likely wrong ones.
+        cost = (square / (1 + square / _falling(ROBUST, share) ** 2)).mean()
+        stiff = _falling(STIFF, share)
+        (cost + stiff * ties.rigidity(nodes, 0)).backward()
+        rate = RATE * (1 - 0.9 * share)
+        adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate * float(ties.size), rate / 4
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+    return unit(quats.detach()), goes.detach()
+
+
+def _falling(ends: tuple[float, float], share: float) -> float:
+    return ends[0] * (ends[1] / ends[0]) ** share
+
+
+def _features(points: Tensor, normals: Tensor, colors: Tensor, height: float) -> Tensor:  # [n, 9]
+    return torch.cat([points / (NEAR * height), normals, COLOR * colors], 1)
