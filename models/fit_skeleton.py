@@ -157,7 +157,7 @@ def _start(arms: float) -> _Params:
     return _Params(turns, torch.zeros(17), torch.zeros(12), torch.zeros(3), torch.zeros(()))
 
 
-def _settled(
+def _descended(
     performer: _Performer, goal: _Goal, start: _Params, steps: int, on_step: Callable[[], None]
 ) -> tuple[_Params, float]:
     """Adam, the rate falling to nothing; and the gap in the end."""
@@ -203,12 +203,12 @@ def fit_skeleton(
         goals[part] = points
         goal = _Goal(points, faces, TRIAL_SPOTS)
         for arms in ARMS:
-            params, gap = _settled(performer, goal, _start(arms), TRIAL_STEPS, on_step)
+            params, gap = _descended(performer, goal, _start(arms), TRIAL_STEPS, on_step)
             tried.append((gap, part, params))
     _, part, params = min(tried, key=lambda one: one[0])
     points, turn = goals[part], _about_up(part * math.pi)
     performer = _Performer(SPOTS)
-    params, _ = _settled(performer, _Goal(points, faces, SPOTS), params, STEPS, on_step)
+    params, _ = _descended(performer, _Goal(points, faces, SPOTS), params, STEPS, on_step)
     skin = performer.skin(params)
     weights, off = _taken(skin, points, faces)
     if off > MISFIT * _height(mean.rest):
