@@ -58,11 +58,15 @@ class Pictures {
     }
   }
 
-  close() {
-    this.isClosed = true;
+  clear() {
     for (const picture of this.there.values()) picture.close();
     this.there.clear();
     this.bytes = 0;
+  }
+
+  close() {
+    this.isClosed = true;
+    this.clear();
   }
 }
 
@@ -159,6 +163,12 @@ export class Frames {
       throw new Error("single views are not to be had");
     }
     return answer.arrayBuffer();
+  }
+
+  /** Nobody looks: only what came packed is kept. */
+  sleep() {
+    this.sheets.clear();
+    this.singles.clear();
   }
 
   close() {

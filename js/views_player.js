@@ -238,13 +238,20 @@ export class ViewsPlayer {
     this.size.observe(this.parts.stage);
     this.sight = new IntersectionObserver(([entry]) => {
       this.isVisible = entry.isIntersecting;
-      if (!this.isVisible) return;
-      if (this.first) this.redraw();
+      if (!this.isVisible) this.#sleep();
+      else if (this.first) this.redraw();
       else if (this.items) this.#load();
     });
     this.sight.observe(this.parts.stage);
     const { signal } = this.end;
     document.addEventListener("visibilitychange", () => document.hidden && this.play(false), { signal });
+  }
+
+  /** Out of sight, unpacked pictures go; out of the page (nodes of a closed subgraph), all. */
+  #sleep() {
+    this.first?.sleep();
+    this.second?.sleep();
+    if (!this.root.isConnected) this.#release();
   }
 
   play(isPlaying) {

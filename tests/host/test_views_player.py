@@ -94,11 +94,11 @@ def graph(server):
 class Player:
     """The player of a node, and what a creator does with it."""
 
-    def __init__(self, page, node: int = NODE):
+    def __init__(self, page, node: int = NODE, graph: str = "window.app.graph"):
         self.page, self.node = page, node
         page.evaluate(
-            "id => { window.app.graph.getNodeById(id).widgets.find((w) => w.name === 'views_player')"
-            ".element.dataset.node = id; }",
+            f"id => {{ const node = {graph}.getNodeById(id); for (const w of node.widgets)"
+            " if (w.name === 'views_player') w.element.dataset.node = id; }",
             node,
         )
         self.root = page.locator(f"[data-node='{node}']")
@@ -113,7 +113,7 @@ class Player:
                 "([id, key, value]) => document.querySelector(`[data-node='${id}']`)"
                 ".dataset[key] === value",
                 arg=[self.node, key, str(value)],
-                timeout=20_000,
+                timeout=60_000,
             )
 
     def cells(self, count: int = VIEWS):
@@ -254,17 +254,18 @@ def test_the_clock_keeps_the_clip_s_time_and_the_chosen_speed(player):
 
 
 def test_to_and_fro_turns_round_at_the_last_frame(player):
+    # Slow, so that a busy computer leaves none out (the clock takes gaps of 0.25 s at most).
     player.root.locator(".ending").select_option("swing")
-    player.root.locator(".speed").select_option("2")
-    player.seek(FRAMES - 4)
-    seen = changes(frames_shown(player, 700))
-    assert FRAMES - 1 in seen and seen[-1] < FRAMES - 2
-    steps = np.diff(seen)
-    turn = seen.index(FRAMES - 1)
+    player.root.locator(".speed").select_option("0.25")
+    player.seek(FRAMES - 2)
+    seen = changes(frames_shown(player, 2500))
+    steps, turn = np.diff(seen), int(np.argmax(seen))
+    assert seen[turn] == FRAMES - 1 and seen[-1] < FRAMES - 2
     assert (steps[:turn] > 0).all() and (steps[turn:] < 0).all()
     player.root.locator(".ending").select_option("once")
-    player.seek(FRAMES - 4)
-    assert changes(frames_shown(player, 700))[-1] == FRAMES - 1
+    player.root.locator(".speed").select_option("1")
+    player.seek(FRAMES - 3)
+    assert changes(frames_shown(player, 1500))[-1] == FRAMES - 1
 
 
 def test_keys_step_jump_and_go_on_from_the_other_end(player):
@@ -455,19 +456,19 @@ def test_nodes_with_views_open_a_small_player_where_there_is_room(page):
     assert heights[1] - heights[0] > 150
 
 
-def test_a_player_stays_folded_where_it_would_cover_a_node_or_is_not_wanted(page):
-    state = """([id, above, choice]) => {
+def test_a_player_stays_folded_where_it_would_cover_a_node(page):
+    state = """([id, above]) => {
       const { graph } = window.app, node = graph.getNodeById(id);
-      const other = graph.add(LiteGraph.createNode('TurnaroundImagesToViews')), copy = other;
+      const other = LiteGraph.createNode(node.type);
+      graph.add(other);
       other.pos = [node.pos[0], node.pos[1] + above];
-      window.app.ui.settings.settingsValues['Turnaround.ViewsOnNodes'] = choice;
       other.onExecuted(window.app.nodeOutputs[id]);
       const head = other.widgets.find((w) => w.name === 'views_player').element.innerText;
       graph.remove(other);
       return head[0];
     }"""
-    assert page.evaluate(state, [SOURCE, -800, "open"]) == "▾"
-    assert page.evaluate(state, [SOURCE, -200, "open"]) == "▸"  # the node itself is below
+    assert page.evaluate(state, [SOURCE, -800]) == "▾"
+    assert page.evaluate(state, [SOURCE, -250]) == "▸"  # the node itself is below
 
 
 def test_a_loaded_workflow_shows_its_views_without_a_run(player):
@@ -486,6 +487,49 @@ def test_a_loaded_workflow_shows_its_views_without_a_run(player):
     assert again.root.locator(".ending").input_value() == "swing"
 
 
+def test_out_of_sight_a_player_keeps_no_unpacked_pictures(player, page):
+    move = (
+        "([x]) => { window.app.canvas.ds.offset = [x, 0]; window.app.canvas.setDirty(true, true); }"
+    )
+    assert page.evaluate("() => window.live.size") > 0
+    page.evaluate(move, [-3000])
+    page.wait_for_function("() => window.live.size === 0", timeout=20_000)
+    page.evaluate(move, [0])
+    player.seek(3)
+    assert [number(c[0]) for c in player.cells()[1]] == [3] * VIEWS
+
+
+def test_players_inside_a_subgraph_show_what_came_out_there(page):
+    saved = page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+    inner = page.evaluate(
+        """id => {
+          const { graph } = window.app;
+          graph.getNodeById(2).widgets[1].value = 7; // something to run anew
+          const made = graph.convertToSubgraph(new Set([graph.getNodeById(2), graph.getNodeById(id)]));
+          return made.subgraph.nodes.find((n) => n.type === 'TurnaroundPreviewViews').id;
+        }""",
+        NODE,
+    )
+    page.evaluate(
+        """() => { const { graph, canvas } = window.app;
+          const host = graph.nodes.find((n) => n.isSubgraphNode?.());
+          canvas.openSubgraph ? canvas.openSubgraph(host.subgraph, host) : canvas.setGraph(host.subgraph);
+          canvas.ds.scale = 1; canvas.ds.offset = [0, 0];
+          for (const node of host.subgraph.nodes) node.pos = [node.type.includes('Preview') ? 410 : 70, 130];
+          window.app.queuePrompt(0, 1); }"""
+    )
+    player = Player(page, inner, "window.app.canvas.graph")
+    player.wait(state="ready")
+    player.seek(9)
+    assert [(number(c[0]), number(c[1])) for c in player.cells()[1]] == [
+        (9, v) for v in range(VIEWS)
+    ]
+    page.evaluate("() => window.app.canvas.setGraph(window.app.rootGraph ?? window.app.graph)")
+    page.evaluate("graph => window.app.loadGraphData(graph, true, false)", saved)
+    page.evaluate("() => window.app.queuePrompt(0, 1)")
+    Player(page).wait(state="ready")
+
+
 def test_a_removed_node_gives_its_pictures_back(player, page):
     player.press("3")
     player.wait(alone=2, sharp="true")
@@ -500,10 +544,10 @@ def test_a_removed_node_gives_its_pictures_back(player, page):
         }""",
         NODE,
     )
-    assert before > 3
+    assert before > 0
     for id_ in (SOURCE, 4):
         page.evaluate("id => window.app.graph.remove(window.app.graph.getNodeById(id))", id_)
-    page.wait_for_function("() => window.live.size === 0", timeout=5000)
+    page.wait_for_function("() => window.live.size === 0", timeout=20_000)
     copy = Player(page, kept)
     assert copy.told("state") == "empty"
 
@@ -531,7 +575,8 @@ def test_newer_nodes_of_the_page_show_the_player_too(open_page, graph):
     """ComfyUI's nodes drawn by Vue ("Nodes 2.0") hand wheel, keys and room out differently."""
     for source in ("2", "4"):
         graph[source]["inputs"]["fps"] = FPS + 1  # what has run already would not run again
-    page = open_graph(open_page, graph, **{"Comfy.VueNodes.Enabled": True})
+    settings = {"Comfy.VueNodes.Enabled": True, "Turnaround.ViewsOnNodes": "folded"}
+    page = open_graph(open_page, graph, **settings)
     player = Player(page)
     player.seek(6)
     assert player.canvas.bounding_box()["height"] > 200
@@ -549,6 +594,8 @@ def test_newer_nodes_of_the_page_show_the_player_too(open_page, graph):
     player.press("0", "ArrowRight", "3")
     player.wait(frame=7, alone=2)
     small = Player(page, SOURCE)
+    assert small.root.locator("canvas").count() == 0  # folded, as the settings say
+    small.root.locator(".head").click()
     small.wait(state="ready")
     small.seek(8)
     assert [number(c[0]) for c in small.cells()[1]] == [8] * VIEWS
