@@ -26,6 +26,7 @@ from torch import Tensor
 from . import performer
 from .body import MAX_VERTEX_MOMENTS, Body, facing_outwards, performer_centre
 from .cameras import Rig
+from .skeleton import Skeleton, chained
 
 AXES = {
     "y up": torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]),
@@ -440,10 +441,6 @@ def moved(
     rotations = rotations @ performer.rest_alignment(joints)
     ankle = joints[performer.JOINTS.index("ankle.L"), 1]
     hip_height = ankle - joints[0, 1] + ANKLE_HEIGHT
-    places = [pelvis * (hip_height / performer.MOTION_HIP_HEIGHT)]
-    for j, parent in enumerate(performer.PARENTS[1:], 1):
-        places.append(places[parent] + rotations[:, parent] @ (joints[j] - joints[parent]))
-    offsets = torch.stack(places, 1) - (rotations @ joints[:, :, None])[..., 0]
-    weights = weights / weights.sum(1, keepdim=True)
-    blended = torch.einsum("nj,fjab->fnab", weights, rotations)
-    return (blended @ rest[:, :, None])[..., 0] + torch.einsum("nj,fja->fna", weights, offsets)
+    bones = joints - joints[list(performer.PARENTS)]
+    places = chained(rotations, pelvis * (hip_height / performer.MOTION_HIP_HEIGHT), bones)
+    return Skeleton(rest, joints, weights / weights.sum(1, keepdim=True)).skinned(rotations, places)
