@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.avatar import Avatar, save_avatar
+from ..models.avatar_free_training import FreeTraining
 from ..models.avatar_pictures import Swing, avatar_pictures, framing
 from ..models.avatar_training import AvatarTraining
 from ..models.body import Body
@@ -118,7 +119,8 @@ class DistillAvatar(io.ComfyNode):
 
             def begin(settings: Settings) -> Distilling:
                 if body is None:
-                    raise ValueError("'body' is not connected: Distill Avatar needs one yet.")
+                    # Getting ready takes a while: it has the bar, and hears the cancel button.
+                    return FreeTraining(ready, settings, counts, way, run.progress(1))
                 return AvatarTraining(ready, body, settings, counts, way)
 
             unseen, started = cameras_between(ready.rig), time.monotonic()

@@ -138,6 +138,37 @@ def test_it_looks_like_the_performer_from_unseen_cameras(footage, learned):
     assert ((colors.masks > 0.5) == inside).float().mean() > 0.95
 
 
+def test_without_a_body_it_plays_the_motion_of_the_views(footage, output):
+    views, _ = footage
+    avatar, loss, _, note = distill((views, None), steps=4).args
+    assert not avatar.on_body and avatar.frame_count == F and avatar.fps == 16.0
+    assert "Gaussians without a body from 4 views" in note and len(loss["loss"]) == 4
+    colors = render(avatar, rig=ring(2))[0]
+    assert ((colors.masks[0] > 0.5) == (views.masks[0] > 0.5)).float().mean() > 0.9
+    note = save(avatar, avatar_files.OWN)
+    again, note = LoadAvatar.execute("kira_00001_.safetensors").args
+    assert same(again, avatar) and "without a body, so it plays its own motion" in note
+
+
+def test_getting_ready_without_a_body_can_be_cancelled(footage, output, monkeypatch):
+    plain = run_module.progress
+
+    def progress(total: int):
+        bar = plain(total)
+
+        def on_step(done, total, preview=None):
+            if total == 2 * F:
+                mm.interrupt_current_processing()
+            bar(done, total, preview)
+
+        return on_step
+
+    monkeypatch.setattr(run_module, "progress", progress)
+    with pytest.raises(mm.InterruptProcessingException):
+        distill((footage[0], None))
+    assert not list(output.glob("*"))
+
+
 def test_the_same_seed_learns_the_same_and_another_another(footage):
     one, again, other = (
         distill(footage, training_seed=seed, steps=3).args[0] for seed in (1, 1, 2)
