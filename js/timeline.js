@@ -31,8 +31,11 @@ export class Timeline {
     return Math.min(this.ending === "once" ? this.gone : this.gone % this.period, last);
   }
 
+  /** The picture of the time; to and fro, every one but the two at the ends comes twice, all as long. */
   get frame() {
-    return Math.floor(this.time + 1e-6);
+    if (this.ending !== "swing") return Math.floor(this.time + 1e-6);
+    const last = this.total - 1;
+    return last - Math.abs(last - Math.floor((this.gone % this.period) + 1e-6));
   }
 
   /** Stand at a time; beyond an end it goes on from the other one. */

@@ -236,8 +236,8 @@ export class ViewsPlayer {
   #watch() {
     this.size = new ResizeObserver(() => this.redraw());
     this.size.observe(this.parts.stage);
-    this.sight = new IntersectionObserver(([entry]) => {
-      this.isVisible = entry.isIntersecting;
+    this.sight = new IntersectionObserver((entries) => {
+      this.isVisible = entries.at(-1).isIntersecting; // on a busy page several come together
       if (!this.isVisible) this.#sleep();
       else if (this.first) this.redraw();
       else if (this.items) this.#load();
