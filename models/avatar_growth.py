@@ -16,7 +16,7 @@ from torch import Tensor
 from .splats import Splats, rotation_matrices
 
 RATES = {
-    "means": 0.02, "rotations": 4e-3, "log_scales": 0.01, "opacities": 0.05, "sh": 0.01, "rest": 5e-4,
+    "means": 0.1, "rotations": 4e-3, "log_scales": 0.02, "opacities": 0.05, "sh": 0.03, "rest": 1.5e-3,
 }  # fmt: skip
 """Of Adam; that of means in units (metres of a template's triangle, or of the Gaussians' spacing)."""
 APART, SMALLER = 0.5, 0.6

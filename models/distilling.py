@@ -19,7 +19,7 @@ from torch import Tensor
 from .avatar import Avatar
 from .avatar_growth import GrowingSplats, opaque
 from .avatar_losses import Cutout, box_around, cut_out, picture_loss
-from .rasterize_splats import SplatPicture, render
+from .rasterize_splats import PIXEL_LOW_PASS, SplatPicture, render
 from .splats import C0, Splats
 from .views import Views
 
@@ -193,7 +193,7 @@ class Distilling(ABC):
         """Without a ground, with depth."""
         rig, (h, w) = self.views.rig, part.alpha.shape
         K, T = part.camera(rig.K[view]), rig.T_camera_world[view]
-        return render(world, K, T, w, h, ground, geometry=ground is None, way=self.way)
+        return render(world, K, T, w, h, ground, ground is None, self.way, PIXEL_LOW_PASS)
 
     def grow(self) -> None:
         """Split what is pulled about most, drop what can't be seen, hang all where they are now."""
