@@ -45,8 +45,8 @@ def track(
     nodes: int,
     on_step: OnStep | None = None,  # counts frames
 ) -> Nodes:
-    """The nodes over all frames, canonical in this one. Frames without a skin get their neighbours'
-    turns and places."""
+    """The nodes over all frames, canonical in this one. Frames without a skin lie between their
+    neighbours, or hold the last."""
     own = skins[frame]
     assert own is not None
     still = nodes_at_rest(own.points, nodes, len(skins))
@@ -69,7 +69,24 @@ def track(
             done += 1
             if on_step:
                 on_step(done, len(skins))
-    return replace(still, quats=torch.stack(quats), goes=torch.stack(goes))
+    return _bridged(
+        replace(still, quats=torch.stack(quats), goes=torch.stack(goes)),
+        [f for f, skin in enumerate(skins) if skin is not None],
+    )
+
+
+def _bridged(
+    nodes: Nodes,
+    known: list[int],  # frames, rising
+) -> Nodes:
+    """With the frames that are not known between those that are."""
+    quats, goes = list(nodes.quats), list(nodes.goes)
+    for f in set(range(nodes.frame_count)) - set(known):
+        before = max((k for k in known if k < f), default=known[0])
+        after = min((k for k in known if k > f), default=known[-1])
+        pair = replace(nodes, quats=nodes.quats[[before, after]], goes=nodes.goes[[before, after]])
+        quats[f], goes[f] = pair.at((f - before) / (after - before) if before < f < after else 0)
+    return replace(nodes, quats=torch.stack(quats), goes=torch.stack(goes))
 
 
 def _as_fast(
