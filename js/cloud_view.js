@@ -481,8 +481,8 @@ class CloudView {
     this.parts.stage.prepend(canvas);
     this.watch = new ResizeObserver(() => this.redraw());
     this.watch.observe(this.parts.stage);
-    this.sight = new IntersectionObserver(([entry]) => {
-      this.isVisible = entry.isIntersecting;
+    this.sight = new IntersectionObserver((entries) => {
+      this.isVisible = entries.at(-1).isIntersecting; // on a busy page several come together
       if (this.isVisible) this.redraw();
     });
     this.sight.observe(this.parts.stage);
