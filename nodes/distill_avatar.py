@@ -11,16 +11,18 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.avatar import Avatar, save_avatar
+from ..models.avatar_checks import disagreeing_note, empty_note, few_views_note, misfit_note
 from ..models.avatar_free_training import FreeTraining
+from ..models.avatar_memory import LEAST, most_that_fit
 from ..models.avatar_pictures import Swing, avatar_pictures, framing
-from ..models.avatar_training import AvatarTraining
+from ..models.avatar_training import AvatarTraining, check_body
 from ..models.body import Body
 from ..models.cameras import Rig
-from ..models.distilling import PRESETS, Distilling, Settings
+from ..models.distilling import PRESETS, Distilling, Settings, check_views
 from ..models.rasterize_splats import fastest_way
 from ..models.subject_pictures import between
 from ..models.view_weights import ViewWeights
-from ..models.views import Views, as_pictures, label_pictures
+from ..models.views import Views, as_pictures, label_pictures, view_labels
 from . import run
 from .avatar_inputs import own_body, ready_views, values_of
 from .refine import LOSS
@@ -39,8 +41,6 @@ LOOKS_A_TURN = 48
 """Previews in which their camera goes once round."""
 SHOWN = 4
 """Cameras between those of the views that are looked at in the end."""
-LEAST = 1000
-"""Gaussians: with fewer nothing is worth keeping."""
 LEARNS_ON = torch.device("cpu")
 """Distilling has not been tried on accelerators yet."""
 LESS = "lower 'resolution', or use fewer frames or views"
@@ -113,7 +113,14 @@ class DistillAvatar(io.ComfyNode):
         settings = settings_of(preset, steps, gaussians, training_seed)
         with torch.inference_mode(False), torch.enable_grad():
             ready = ready_views(views, mask, rig, resolution, notes)
+            unseen = cameras_between(ready.rig)
             body, counts = own_body(body), values_of(weights, ready)
+            check_views(ready, counts)
+            if body is not None:
+                check_body(ready, body)
+                notes.append(misfit_note(ready, body))
+            notes += [few_views_note(ready), empty_note(ready.masks, view_labels(ready))]
+            settings = within_memory(settings, ready, body, notes)
             run.say(cls, "getting ready; the first time parts are compiled for some ten seconds")
             way = fastest_way(LEARNS_ON, torch.float32, settings.gaussians * settings.steps)
 
@@ -123,7 +130,7 @@ class DistillAvatar(io.ComfyNode):
                     return FreeTraining(ready, settings, counts, way, run.progress(1))
                 return AvatarTraining(ready, body, settings, counts, way)
 
-            unseen, started = cameras_between(ready.rig), time.monotonic()
+            started = time.monotonic()
             watched = distilled(cls, begin, settings, file, when_cancelled == GO_ON, notes)
             avatar = watched.training.avatar
             try:
@@ -132,6 +139,7 @@ class DistillAvatar(io.ComfyNode):
                 watched.keep()
                 raise
             file.unlink(missing_ok=True)
+        notes.insert(0, disagreeing_note(watched.training))
         notes.insert(0, summary(watched.training, time.monotonic() - started))
         note = run.say(cls, "; ".join(n for n in notes if n))
         losses = {"loss": list(watched.training.losses)}
@@ -149,6 +157,18 @@ def settings_of(preset: str, steps: int, gaussians: int, seed: int) -> Settings:
         gaussians=min(chosen.gaussians, most),
         seed=seed,
     )
+
+
+def within_memory(
+    settings: Settings, views: Views, body: Body | None, notes: list[str]
+) -> Settings:
+    """As many Gaussians as fit, said when they are fewer; the views themselves are there already."""
+    # Of all memory, not what is free now: the same graph must give the same avatar every time.
+    room = mm.get_total_memory(LEARNS_ON) - views.get_ram_usage()
+    most = most_that_fit(room, settings, views, body)
+    if most < settings.most:
+        notes.append(f"memory is short, so there are {most} Gaussians at most")
+    return replace(settings, most=most, gaussians=min(settings.gaussians, most))
 
 
 # --- learning -------------------------------------------------------------------------------------

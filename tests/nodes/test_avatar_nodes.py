@@ -11,6 +11,7 @@ import folder_paths
 import pytest
 import torch
 from turnaround.models.avatar import Avatar
+from turnaround.models.avatar_memory import training_bytes
 from turnaround.models.cameras import orbit_rig
 from turnaround.models.splat_clips import read_clip_ply
 from turnaround.models.splat_files import read_ply, read_splat
@@ -255,6 +256,23 @@ def test_where_memory_runs_out_there_are_fewer_gaussians_and_a_sentence(
     assert "memory ran out with 2000 Gaussians, so there are 1000 at most" in note
 
 
+def test_where_memory_is_short_from_the_beginning_there_are_fewer(footage, monkeypatch):
+    views, body = footage
+    sizes = {most: distill_avatar.settings_of("draft", 1, most, 0) for most in (1200, 1500)}
+    small = replace(views, frames=views.frames.float())
+    ready = distill_avatar.ready_views(small, None, None, 64, [])
+    need = {m: training_bytes(s, ready, body) + ready.get_ram_usage() for m, s in sizes.items()}
+    monkeypatch.setattr(mm, "get_total_memory", lambda *_: need[1200] + 4)
+    avatar, _, _, note = distill(footage, steps=1).args
+    assert "memory is short, so there are 1200 Gaussians at most" in note
+    assert len(avatar.splats) == 1200
+    monkeypatch.setattr(mm, "get_total_memory", lambda *_: 1 << 20)
+    with pytest.raises(
+        ValueError, match="needs .* MiB of memory at least, and .* lower 'resolution'"
+    ):
+        distill(footage)
+
+
 def test_when_the_last_pictures_fail_what_was_learned_is_there(footage, output, monkeypatch):
     def fails(*_):
         raise RuntimeError("out of luck")
@@ -301,6 +319,32 @@ def test_a_plain_background_needs_no_masks(footage):
     plain = views.frames.float() * inside + 0.5 * (1 - inside)
     note = distill((Views(plain, None, views.rig, 16.0), body), steps=2).args[3]
     assert "masks were guessed from a plain background" in note
+
+
+def test_pictures_without_a_person_are_left_out_and_said(footage):
+    views, body = footage
+    masks = views.masks.clone()
+    masks[1, :2] = 0
+    note = distill((replace(views, masks=masks), body), steps=1).args[3]
+    assert "2 pictures show nobody and were left out (2 of view 90°)" in note
+
+
+def test_a_view_that_disagrees_is_named(footage):
+    """One camera is not where the rig has it."""
+    views, body = footage
+    frames, masks = views.frames.clone(), views.masks.clone()
+    frames[2], masks[2] = (t[2].roll(8, -1) for t in (frames, masks))
+    spoiled = replace(views, frames=frames, masks=masks)
+    note = distill((spoiled, body), steps=60).args[3]
+    assert "view 180° disagrees with the others" in note
+    assert "disagrees" not in distill(footage, steps=60).args[3]
+
+
+def test_a_body_that_does_not_fit_is_refused(footage):
+    views, body = footage
+    turned = body.vertices * torch.tensor([-1.0, 1.0, -1.0])
+    with pytest.raises(ValueError, match="'body' doesn't fit the views: its outline and the masks"):
+        distill((views, replace(body, vertices=turned, neutral=None)))
 
 
 def test_a_view_of_small_weight_counts_less(footage):
