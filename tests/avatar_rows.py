@@ -134,25 +134,37 @@ class Found:
     busy: float
     """Seconds of one processor."""
     peak: float
-    """MiB that the process held at most beyond what it held before learning."""
+    """MiB that the process held at most beyond what it held before learning, looked at every LOOK
+    steps."""
+
+
+LOOK = 20
 
 
 def resident() -> float:  # MiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def of_way(way: Way, scene: Scene, steps: int | None) -> tuple[Found, Tensor]:
     """Learn, draw, compare; and the pictures [S, 3, H, W]."""
     before, clock, busy = resident(), time.monotonic(), time.process_time()
     training = training_of(way, scene, steps)
+    peak = resident()
     while training.step < training.settings.steps:
         training.learn()
+        if training.step % LOOK == 0:
+            peak = max(peak, resident())
     clock, busy = time.monotonic() - clock, time.process_time() - busy
-    peak = resident() - before
     avatar = training.avatar
     pictures, shown = looks(avatar, scene)
     found = Found(
-        scores(pictures, shown, scene), training.step, len(avatar.splats), clock, busy, peak
+        scores(pictures, shown, scene),
+        training.step,
+        len(avatar.splats),
+        clock,
+        busy,
+        peak - before,
     )
     return found, pictures
 

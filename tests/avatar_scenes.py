@@ -35,7 +35,7 @@ BETWEEN = (2.5, 5.5, 8.5, 11.5)
 MOTIONS = (("dance_b", (0.5, 1.1, 1.7, 2.3)),)
 STRONG = (("spinkick", (0.5, 0.7)), ("cartwheel", (1.0, 1.4)), ("backflip", (0.6, 0.8)))
 GREY = (0.5, 0.5, 0.5)
-GROUPS = ("learned", "camera", "between", "motion", "strong")
+GROUPS = ("learned", "camera", "moment", "between", "motion", "strong")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def shots_of(cameras: int, held_out: list[int]) -> list[tuple[int, int, int]]:
         ([0, cameras // 2], range(0, FRAMES, 4)),
         (held_out, range(0, FRAMES, 4)),
         (held_out, range(FRAMES, first)),
+        (held_out, range(FRAMES, first)),
         (held_out, range(first, first + other)),
         (held_out, range(first + other, first + other + strong)),
     )
@@ -200,7 +201,7 @@ def generated(who: str, amount, models) -> Scene:
     ours = list(range(V, V + len(held_out)))
     counts = [sum(len(t) for _, t in part) for part in (MOTIONS, STRONG)]
     asked = (
-        ([0, V // 2], range(0, n, 4)), (ours, range(0, n, 4)), ((), ()),
+        ([0, V // 2], range(0, n, 4)), (ours, range(0, n, 4)), ((), ()), ((), ()),
         (ours, range(n, n + counts[0])), (ours, range(n + counts[0], n + sum(counts))),
     )  # fmt: skip
     shots = [(g, v, m) for g, (some, when) in enumerate(asked) for m in when for v in some]
