@@ -103,7 +103,8 @@ class AvatarTraining(Distilling):
     def _prepare_detail(self) -> None:
         self.atlas = Atlas(self.body.rest, self.body.faces)
         self.maps = [moved_maps(self.atlas, self.body.rest, pose) for pose in self.poses]
-        self.detail = Detail(DetailNet(self.settings.seed), shown_by(self.maps))
+        net = DetailNet(self.settings.seed).to(self.body.rest.device)
+        self.detail = Detail(net, shown_by(self.maps))
         self.detail_adam = torch.optim.Adam(
             self.detail.net.parameters(), lr=DETAIL_RATE, weight_decay=1e-4
         )
@@ -146,7 +147,7 @@ class AvatarTraining(Distilling):
         splats = Splats(*(t.detach().clone() for t in self.growing.splats.tensors()))
         detail = self.detail
         if detail is not None:
-            net = DetailNet()
+            net = DetailNet().to(self.body.rest.device)
             net.load_state_dict(detail.net.state_dict())
             detail = Detail(net, detail.shown)
         motion = SkinMotion(self.body, self.places, self.light.detach().clone(), detail)

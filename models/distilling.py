@@ -155,7 +155,7 @@ class Distilling(ABC):
             len(self.shown)
         )
         ground = np.random.default_rng([self.settings.seed % 2**63, 1, step]).random(3)
-        return *self.shown[order[at]], torch.from_numpy(ground).float()
+        return *self.shown[order[at]], torch.from_numpy(ground).to(self.masks)
 
     def truth(self, view: int, frame: int, box: tuple[int, int, int, int]) -> Cutout:
         """What a camera saw of the performer."""
@@ -248,6 +248,7 @@ def _colors_seen(
     T: Tensor,  # [4, 4]
 ) -> Tensor:  # [n, 4] colour times weight, weight
     """What a picture shows at places that nothing hides."""
+    K, T = K.to(places), T.to(places)
     at = places @ T[:3, :3].T + T[:3, 3]
     pixels = (at @ K.T)[:, :2] / at[:, 2:].clamp(min=1e-6)
     h, w = depth.shape

@@ -7,6 +7,7 @@ import pytest
 import torch
 import trimesh
 from torch import Tensor
+from turnaround.models.avatar_pictures import drawn_shots
 from turnaround.models.avatar_training import AvatarTraining
 from turnaround.models.body import Body
 from turnaround.models.cameras import Rig, orbit_rig
@@ -193,6 +194,17 @@ def test_gaussians_that_all_faded_stay_one_avatar(footage):
         training.growing.values["opacities"].fill_(-9.0)
     training.grow()
     assert len(training.growing) == len(training.avatar.splats) >= 400
+
+
+def test_avatars_are_learned_as_they_are_drawn(footage):
+    """The same low-pass filter, or pictures would be sharper or softer than what was learned."""
+    training, rig = trained(footage, SMALL, 1), footage[0].rig
+    whole = training.truth(0, 1, (0, 0, SIZE, SIZE))
+    ground = torch.tensor([0.2, 0.4, 0.6])
+    with torch.no_grad():
+        learned = training.render(training.stand(training.growing.splats, 1), 0, whole, ground)
+    (drawn,) = drawn_shots(training.avatar, rig, [(0, 1.0)], ground, way="torch")
+    assert torch.allclose(learned.color, drawn.color, atol=1e-5)
 
 
 def test_an_empty_frame_is_left_out(footage):
