@@ -53,7 +53,8 @@ class FreeTraining(Distilling):
     ) -> None:
         super().__init__(views, settings, weights, way)
         frames = self.masks.shape[1]
-        seen = replace(views, masks=self.masks * (self.weights > 0)[:, None, None, None])
+        counts = (self.weights > 0).to(self.masks)
+        seen = replace(views, masks=self.masks * counts[:, None, None, None])
         found = skins(seen, _part(on_step, 0, 2 * frames))
         if not any(found):
             raise ValueError(
