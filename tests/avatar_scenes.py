@@ -185,7 +185,7 @@ def generated(who: str, amount, models) -> Scene:
     times = evaluate.START + torch.arange(amount.frames) / fps
     own = performer.pose_performer(who, MOTION, times, look)
     # The graph's cloud has another origin than the performer.
-    shift = (task.points - performer_truth.keypoints_3d(own)).mean((0, 1))
+    shift = (task.points_true - performer_truth.keypoints_3d(own)).mean((0, 1))
     others = [
         middled(performer.pose_performer(who, m, torch.tensor(t), look).vertices)
         for m, t in (*MOTIONS, *STRONG)

@@ -8,7 +8,6 @@ docs/AVATAR.md and docs/pictures/avatar.jpg; --quick (two rows, a few steps) onl
 
 import argparse
 import datetime
-import importlib.util
 import os
 import subprocess
 import sys
@@ -60,8 +59,8 @@ def evaluate_one(name: str, steps: int | None, folder: Path) -> None:
     evaluate.say(f"{name}: {told}, {found.seconds:.0f} s")
 
 
-def side_by_side(names: list[str], steps: int | None, folder: Path) -> None:
-    """Each in a process of its own, so many at a time."""
+def side_by_side(names: list[str], steps: int | None, folder: Path) -> list[str]:
+    """Each in a process of its own, so many at a time; gives those that failed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--folder", str(folder)]
     command += [] if steps is None else ["--steps", str(steps)]
@@ -73,8 +72,7 @@ def side_by_side(names: list[str], steps: int | None, folder: Path) -> None:
         time.sleep(0.2)
         for name in [n for n, process in running.items() if process.poll() is not None]:
             failed += [name] if running.pop(name).returncode else []
-    if failed:
-        raise SystemExit(f"Could not be evaluated, see above: {', '.join(failed)}.")
+    return failed
 
 
 def evaluate_all(quick: bool, steps: int | None, folder: Path) -> None:
@@ -84,14 +82,14 @@ def evaluate_all(quick: bool, steps: int | None, folder: Path) -> None:
     import avatar_rows
 
     ways = list(avatar_rows.QUICK if quick else avatar_rows.WAYS)
-    if importlib.util.find_spec("turnaround.models.avatar_free_training") is None:
-        evaluate.say("Avatars without a body can't be learned yet: their rows are left out.")
-        ways = [way for way in ways if way.body]
     scenes = [name for name in SCENES if any(way.scene == name for way in ways)]
-    side_by_side(scenes, steps, folder)
+    failed = side_by_side(scenes, steps, folder)
+    ways = [way for way in ways if way.scene not in failed]
     steps = steps or (avatar_rows.QUICK_STEPS if quick else None)
-    side_by_side([way.name for way in ways], steps, folder)
-    loaded = {way.name: avatar_rows.load_found(folder, way) for way in ways}
+    failed += side_by_side([way.name for way in ways], steps, folder)
+    loaded = {
+        way.name: avatar_rows.load_found(folder, way) for way in ways if way.name not in failed
+    }
     facts = {
         "date": datetime.date.today().isoformat(), "commit": evaluate.commit(),
         "machine": evaluate.machine(), "torch": torch.__version__,
@@ -101,10 +99,12 @@ def evaluate_all(quick: bool, steps: int | None, folder: Path) -> None:
     picture = avatar_page.sheet({name: pictures for name, (_, pictures) in loaded.items()}, folder)
     if quick:
         evaluate.sys.stdout.write(text)
-        return
-    avatar_page.save(picture)
-    avatar_page.PAGE.write_text(text, encoding="utf-8")
-    evaluate.say(f"Written: {avatar_page.PAGE.relative_to(evaluate.ROOT)}")
+    else:
+        avatar_page.save(picture)
+        avatar_page.PAGE.write_text(text, encoding="utf-8")
+        evaluate.say(f"Written: {avatar_page.PAGE.relative_to(evaluate.ROOT)}")
+    if failed:
+        raise SystemExit(f"Could not be evaluated, see above: {', '.join(failed)}.")
 
 
 def main() -> None:
