@@ -1,8 +1,9 @@
 """What distilling an avatar needs of memory, before it is tried.
 
-Stage: Distill Avatar. Measured, as the process's peak over that before, on a CPU that draws with
-numba (free binding, steps with gradients and Adam): 5,000 Gaussians before 128² pixels 14 MiB, 256² 42,
-512² 153, 1024² 646; 100,000 Gaussians before 1024² 704, 200,000 854; drawn by torch alone 16, 49, 174, 647; 739, 921. CUDA was not measured.
+Stage: Distill Avatar. Measured on a CPU as the process's peak over that before (free binding, steps
+with gradients and Adam), drawn by numba: 5,000 Gaussians before 128² pixels 14 MiB, 256² 42, 512² 153,
+1024² 646; 100,000 Gaussians before 1024² 704, 200,000 854. Drawn by torch alone: 16, 49, 174, 647;
+739, 921. CUDA was not measured.
 """
 
 from __future__ import annotations
