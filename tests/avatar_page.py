@@ -114,7 +114,7 @@ PSNR in dB / SSIM over the performer's pixels.
 {missing}
 - **What is learned from**: 13 frames, 8 a second, of a dance, from 8 cameras in a ring, 256x256, where the
   performer is about 100 to 160 pixels tall. *Generated views*: 8 views of 192x240 that Turnaround-Tiny
-  makes of one camera's clip, with the mask that their grey background gives; compared with the truth, not
+  makes of one camera's clip, with the outline of the given body as mask; compared with the truth, not
   with themselves, so that what the model gets wrong counts. *Weighted*: as View Weights by angle has it.
   *Real man*: the four calibrated cameras of the Pose2Sim clip, 192x256, estimated masks; one camera is held out.
 - **Held out**: four cameras between and above those of the ring (*held-out cameras*); all other columns
