@@ -49,7 +49,7 @@ FLAGSHIP = ROOT / "workflows" / "01_performer_turnaround.json"
 REQUIREMENTS = ["torch>=2.14", "torchvision", "requests", "setuptools"]
 DEV_REQUIREMENTS = [
     "pytest", "ruff", "playwright", "psutil", "aiohttp", "diffusers", "comfy-cli", "scikit-image",
-    "numba", "timm",
+    "numba", "timm", "pytest-xdist",
 ]  # fmt: skip
 # Asks for a second OpenCV wheel, beside the one that the pack brings.
 WITHOUT_THEIR_DEPENDENCIES = ["controlnet-aux==0.0.10"]
@@ -460,11 +460,21 @@ def test(arguments: list[str]) -> None:
     python = str(venv_python())
     say("ruff")
     checks = [subprocess.run([python, "-m", "ruff", "check", "."], cwd=ROOT).returncode]
-    say("pytest (unit, in ComfyUI, through its server, in the browser)")
     environment = {**os.environ, "COMFYUI_DIR": str(tree)}
-    checks.append(
-        subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, env=environment).returncode
-    )
+
+    def pytest(title: str, *given: str, **more: str) -> None:
+        say(title)
+        command = [python, "-m", "pytest", *given]
+        checks.append(subprocess.run(command, cwd=ROOT, env=environment | more).returncode)
+
+    if arguments:
+        pytest("pytest", *arguments)
+    else:
+        # Their tensors are small: two processes of one thread take half as long as one of two.
+        beside = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+        alone = ["--ignore", "tests/host"]
+        pytest("pytest (units, in ComfyUI)", *alone, *beside, OMP_NUM_THREADS="1")
+        pytest("pytest (through ComfyUI's server, in the browser)", "tests/host")
     raise SystemExit(max(checks))
 
 
