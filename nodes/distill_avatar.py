@@ -1,5 +1,6 @@
 """Distill Avatar: a 4D performer of Gaussians, learned from synchronised views."""
 
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,6 +45,7 @@ SHOWN = 4
 LEARNS_ON = torch.device("cpu")
 """Distilling has not been tried on accelerators yet."""
 LESS = "lower 'resolution', or use fewer frames or views"
+COMPILES = "getting ready; the first time parts are compiled for some ten seconds"
 
 
 class DistillAvatar(io.ComfyNode):
@@ -121,7 +123,8 @@ class DistillAvatar(io.ComfyNode):
                 notes.append(misfit_note(ready, body))
             notes += [few_views_note(ready), empty_note(ready.masks, view_labels(ready))]
             settings = within_memory(settings, ready, body, notes)
-            run.say(cls, "getting ready; the first time parts are compiled for some ten seconds")
+            notes.append(slow_note())
+            run.say(cls, notes[-1] or COMPILES)
             way = fastest_way(LEARNS_ON, torch.float32, settings.gaussians * settings.steps)
 
             def begin(settings: Settings) -> Distilling:
@@ -156,6 +159,16 @@ def settings_of(preset: str, steps: int, gaussians: int, seed: int) -> Settings:
         most=most,
         gaussians=min(chosen.gaussians, most),
         seed=seed,
+    )
+
+
+def slow_note() -> str:
+    """Where drawing on a processor has to do without its compiler."""
+    if importlib.util.find_spec("numba") is not None:
+        return ""
+    return (
+        "the package numba is not installed, so learning takes some ten times as long: run 'pip "
+        "install numba' with ComfyUI's Python"
     )
 
 

@@ -329,6 +329,13 @@ def test_pictures_without_a_person_are_left_out_and_said(footage):
     assert "2 pictures show nobody and were left out (2 of view 90°)" in note
 
 
+def test_without_the_compiler_it_says_how_to_be_quicker(footage, monkeypatch):
+    assert "numba" not in distill(footage, steps=1).args[3]
+    nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(distill_avatar, "importlib", nothing)
+    assert "pip install numba" in distill(footage, steps=1).args[3]
+
+
 def test_a_view_that_disagrees_is_named(footage):
     """One camera is not where the rig has it."""
     views, body = footage
