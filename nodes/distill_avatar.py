@@ -1,6 +1,5 @@
 """Distill Avatar: a 4D performer of Gaussians, learned from synchronised views."""
 
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from ..models.avatar_training import AvatarTraining, check_body
 from ..models.body import Body
 from ..models.cameras import Rig
 from ..models.distilling import PRESETS, Distilling, Settings, check_views
-from ..models.rasterize_splats import fastest_way
+from ..models.rasterize_splats import COMPILING, fastest_way
 from ..models.subject_pictures import between
 from ..models.view_weights import ViewWeights
 from ..models.views import Views, as_pictures, label_pictures, view_labels
@@ -45,7 +44,7 @@ SHOWN = 4
 LEARNS_ON = torch.device("cpu")
 """Distilling has not been tried on accelerators yet."""
 LESS = "lower 'resolution', or use fewer frames or views"
-COMPILES = "getting ready; the first time parts are compiled for some ten seconds"
+GETS_READY = "getting ready; the first time parts are compiled for some ten seconds"
 
 
 class DistillAvatar(io.ComfyNode):
@@ -123,9 +122,10 @@ class DistillAvatar(io.ComfyNode):
                 notes.append(misfit_note(ready, body))
             notes += [few_views_note(ready), empty_note(ready.masks, view_labels(ready))]
             settings = within_memory(settings, ready, body, notes)
-            notes.append(slow_note())
-            run.say(cls, notes[-1] or COMPILES)
-            way = fastest_way(LEARNS_ON, torch.float32, settings.gaussians * settings.steps)
+            run.say(cls, GETS_READY)
+            work = settings.gaussians * settings.steps
+            way = fastest_way(LEARNS_ON, torch.float32, work)
+            notes.append(run.say(cls, slow_note(way, work)))
 
             def begin(settings: Settings) -> Distilling:
                 if body is None:
@@ -162,13 +162,13 @@ def settings_of(preset: str, steps: int, gaussians: int, seed: int) -> Settings:
     )
 
 
-def slow_note() -> str:
-    """Where drawing on a processor has to do without its compiler."""
-    if importlib.util.find_spec("numba") is not None:
+def slow_note(way: str, work: int) -> str:
+    """Where much is to be drawn without the compiler."""
+    if way != "torch" or work < COMPILING:
         return ""
     return (
-        "the package numba is not installed, so learning takes some ten times as long: run 'pip "
-        "install numba' with ComfyUI's Python"
+        "the package numba is missing or does not work here, so learning takes some ten times as "
+        "long: run 'pip install numba' with ComfyUI's Python"
     )
 
 
