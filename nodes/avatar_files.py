@@ -16,7 +16,7 @@ from ..models.splat_gltf import write_gltf
 from ..models.splats import Splats
 from . import run
 from .distill_avatar import CATEGORY
-from .embedded import AVATARS
+from .embedded import AVATARS, safetensors_in
 from .render_avatar import check_frame
 from .sockets import AVATAR
 from .views import check_prefix
@@ -142,9 +142,7 @@ def moments(avatar: Avatar) -> Iterator[Splats]:
 
 def avatar_files() -> list[str]:
     """Files of the creator's folder and of output/avatars."""
-    if AVATARS not in folder_paths.folder_names_and_paths:
-        return []
-    return [n for n in folder_paths.get_filename_list(AVATARS) if n.endswith(SUFFIX)]
+    return safetensors_in(AVATARS)
 
 
 class LoadAvatar(io.ComfyNode):

@@ -22,3 +22,10 @@ def register() -> None:
         outputs = Path(folder_paths.get_output_directory()) / saved
         for folder in (Path(folder_paths.models_dir) / kind, outputs):
             folder_paths.add_model_folder_path(kind, str(folder))
+
+
+def safetensors_in(kind: str) -> list[str]:
+    """Names of the safetensors files in a folder kind of the pack; none before it is registered."""
+    if kind not in folder_paths.folder_names_and_paths:
+        return []
+    return [n for n in folder_paths.get_filename_list(kind) if n.endswith(".safetensors")]

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..models.subject import Subject, load_subject, save_subject
 from . import run
-from .embedded import SUBJECTS
+from .embedded import SUBJECTS, safetensors_in
 from .sockets import SUBJECT
 from .train_subject import CATEGORY, SUFFIX
 from .views import check_prefix
@@ -55,9 +55,7 @@ NONE_FOUND = "(no subject found)"
 
 def subject_files() -> list[str]:
     """Files of the creator's folder and of output/subjects."""
-    if SUBJECTS not in folder_paths.folder_names_and_paths:
-        return []
-    return [n for n in folder_paths.get_filename_list(SUBJECTS) if n.endswith(SUFFIX)]
+    return safetensors_in(SUBJECTS)
 
 
 class LoadSubject(io.ComfyNode):
