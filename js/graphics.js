@@ -1,5 +1,7 @@
 /** What the 3D views share on the graphics card: programs, the backdrop, the ground. */
 
+import { t } from "./words.js";
+
 export const GROUNDS = {
   dark: { inner: [0.17, 0.18, 0.2], outer: [0.085, 0.09, 0.105], line: [1, 1, 1, 0.16], shade: [0.06, 0.063, 0.07] },
   light: { inner: [0.97, 0.972, 0.975], outer: [0.8, 0.81, 0.83], line: [0, 0, 0, 0.18], shade: [0.66, 0.67, 0.69] },
@@ -69,7 +71,7 @@ export function makeProgram(gl, vertex, fragment) {
   }
   gl.linkProgram(program);
   if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
-    throw new Error("The graphics driver refused to draw this view: update it, or use the node's picture.");
+    throw new Error(t("The graphics driver refused to draw this view: update it, or use the node's picture."));
   }
   const places = new Map();
   const count = gl.getProgramParameter(program, gl.ACTIVE_UNIFORMS) ?? 0;

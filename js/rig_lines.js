@@ -3,22 +3,27 @@
  * models/camera_lines.py, which says them in full; degrees and metres.
  */
 
+import { t } from "./words.js";
+
 export const LIMITS = { elevation: [-90, 90], distance: [0.1, 100], fov: [1, 170] };
 export const MOST = 256;
 const NAMES = ["azimuth", "elevation", "distance", "fov"];
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
+const calledIn = (name) =>
+  ({ azimuth: t("azimuth"), elevation: t("elevation"), distance: t("distance"), fov: t("field of view") })[name];
+
 /** What is wrong with the numbers of a line; "" = nothing. */
 function faultOf(words, number) {
-  const said = `Line ${number} is "${words.join(" ").slice(0, 60)}"`;
+  const line = words.join(" ").slice(0, 60);
   if (words.length < 3 || words.length > 4 || !words.every((word) => NUMBER.test(word))) {
-    return `${said}: write azimuth, elevation and distance (degrees, degrees, metres), such as 90 0 3.2; a fourth number is this camera's field of view.`;
+    return t("Line {number} is \"{line}\": write azimuth, elevation and distance (degrees, degrees, metres), such as 90 0 3.2; a fourth number is this camera's field of view.", { number, line });
   }
   for (const [i, name] of NAMES.entries()) {
     const [low, high] = LIMITS[name] ?? [-Infinity, Infinity];
-    const called = name === "fov" ? "field of view" : name;
     if (words[i] < low || words[i] > high) {
-      return `${said}, so its ${called} is ${words[i]}, but it must lie between ${low} and ${high}.`;
+      const values = { number, line, called: calledIn(name), value: words[i], low, high };
+      return t("Line {number} is \"{line}\", so its {called} is {value}, but it must lie between {low} and {high}.", values);
     }
   }
   return "";
@@ -39,7 +44,10 @@ export function readLines(text) {
     const [azimuth, elevation, distance, fov = null] = words.map(Number);
     cameras.push({ azimuth, elevation, distance, fov, name: names.join("#").trim() });
   }
-  if (cameras.length > MOST) fault ||= `There are ${cameras.length} cameras, but a rig has at most ${MOST}: remove some.`;
+  if (cameras.length > MOST) {
+    const values = { count: cameras.length, most: MOST };
+    fault ||= t("There are {count} cameras, but a rig has at most {most}: remove some.", values);
+  }
   return { cameras, notes, fault };
 }
 

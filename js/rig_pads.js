@@ -1,7 +1,8 @@
 /** The three drawings of the rig editor as SVG: from above, from the side, through a camera's lens. */
 
-import { clamp, degrees, radians, turned } from "./rig_edits.js";
+import { clamp, degrees, radians } from "./rig_edits.js";
 import { drawnFigure, drawnGround, FIGURE, fromAbove, fromTheSide, throughLens } from "./rig_figure.js";
+import { t } from "./words.js";
 
 const EDGE = 26; // pixels around a drawing, for words
 const MARK = 9; // pixels, half a camera's mark
@@ -84,7 +85,7 @@ class Plan {
 /** From above; the source camera stands at the bottom, as a creator stands before the performer. */
 export class TopPlan extends Plan {
   constructor() {
-    super("Cameras from above");
+    super(t("Cameras from above"));
     this.marks = []; // kept over changes, so that the keyboard stays on its camera
   }
 
@@ -124,10 +125,10 @@ export class TopPlan extends Plan {
     return [
       ...rings,
       svg("path", { d: `M${x} ${source - 5}l6 9h-12z`, class: "source" }),
-      text("your camera, 0°", x + 10, source + 4, { class: "word" }),
-      text("behind, 180°", x, 11, { class: "word centre" }),
-      text("right, 90°", width - 4, y - MARK - 9, { class: "word end" }),
-      text("left, 270°", 4, y - MARK - 9, { class: "word" }),
+      text(t("your camera, 0°"), x + 10, source + 4, { class: "word" }),
+      text(t("behind, 180°"), x, 11, { class: "word centre" }),
+      text(t("right, 90°"), width - 4, y - MARK - 9, { class: "word end" }),
+      text(t("left, 270°"), 4, y - MARK - 9, { class: "word" }),
     ];
   }
 
@@ -186,7 +187,7 @@ export class TopPlan extends Plan {
  */
 export class SidePlan extends Plan {
   constructor() {
-    super("Cameras from the side");
+    super(t("Cameras from the side"));
     this.groups = [];
   }
 
@@ -291,7 +292,3 @@ export function drawPicture(element, [width, height], camera, fov, aspect) {
     svg("rect", { ...frame, class: "frame edge" }),
   );
 }
-
-const SIDES = ["in front", "front right", "right", "back right", "behind", "back left", "left", "front left"];
-/** Where an azimuth is, in a word. */
-export const sideOf = (azimuth) => SIDES[Math.round(turned(azimuth) / 45) % 8];

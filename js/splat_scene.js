@@ -14,6 +14,7 @@ import {
   drawsInSoftware,
   makeProgram,
 } from "./graphics.js";
+import { t } from "./words.js";
 
 const ROW = 2048; // texels; every graphics card takes as many
 const BESIDE = 0.3; // how far beside the picture a Gaussian's shape follows its place
@@ -160,7 +161,7 @@ void main() {
 
 export class NoGraphics extends Error {
   constructor() {
-    super("This browser has no WebGL2, which the 4D view needs: here is one picture instead.");
+    super(t("This browser has no WebGL2, which the 4D view needs: here is one picture instead."));
   }
 }
 

@@ -1,12 +1,13 @@
 /** Which moment a view shows, and how it goes on while it plays. */
 
 import { clamp } from "./vectors.js";
+import { t } from "./words.js";
 
 /** [key, label]: what comes after the last frame. */
-export const ENDINGS = [
-  ["loop", "Loop"],
-  ["swing", "To and fro"],
-  ["once", "Once"],
+export const endings = () => [
+  ["loop", t("Loop")],
+  ["swing", t("To and fro")],
+  ["once", t("Once")],
 ];
 const LONGEST_GAP = 250; // milliseconds between two pictures that count; a hidden page draws none
 

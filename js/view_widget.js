@@ -60,16 +60,42 @@ export function makeRoot(name, markup) {
   return root;
 }
 
+/**
+ * `onSize()` when an element has another size, `onSight(isVisible)` when it comes into sight or leaves
+ * it. Gives a function that ends it.
+ */
+export function watchStage(stage, onSize, onSight) {
+  const size = new ResizeObserver(onSize);
+  // On a busy page several come together.
+  const sight = new IntersectionObserver((entries) => onSight(entries.at(-1).isIntersecting));
+  size.observe(stage);
+  sight.observe(stage);
+  return () => {
+    size.disconnect();
+    sight.disconnect();
+  };
+}
+
+/** Let the browser save a canvas's picture. */
+export async function savePicture(canvas, name) {
+  const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
 /** How many pixels of a canvas there are to draw: the graph's zoom scales the node. */
 export function densityOf(canvas) {
   const zoom = canvas.getBoundingClientRect().width / canvas.clientWidth;
   return Math.min(2, Math.max(0.5, zoom)) * devicePixelRatio;
 }
 
-/** The output that the page holds for a node; nodes of subgraphs are named by both ids. */
-function outputOf(node, outputs, key) {
+/** The items of an output that the page holds for a node; nodes of subgraphs are named by both ids. */
+export function outputOf(node, outputs, key) {
   const isInside = node.graph && node.graph.isRootGraph === false;
-  return outputs?.[isInside ? `${node.graph.id}:${node.id}` : String(node.id)]?.[key]?.[0];
+  return outputs?.[isInside ? `${node.graph.id}:${node.id}` : String(node.id)]?.[key];
 }
 
 function addView(node, { widget: name, output, minHeight, firstSize, make }) {
@@ -105,7 +131,7 @@ function addView(node, { widget: name, output, minHeight, firstSize, make }) {
 /** After a change of workflow, undo or a look into the history, no node runs, but outputs are there. */
 function showHeldOutput(node, outputs) {
   const held = views.get(node);
-  const shown = held && outputOf(node, outputs, held.output);
+  const shown = held && outputOf(node, outputs, held.output)?.[0];
   if (shown) held.view.show(shown);
 }
 

@@ -85,7 +85,7 @@ export class Frames {
 
   /** Read the sheets; frames can be shown while others are still on their way. */
   async open() {
-    const { header, take } = await openStoredFile(this.item, MAGIC, "views", this.stop.signal);
+    const { header, take } = await openStoredFile(this.item, MAGIC, this.stop.signal);
     this.header = header;
     const table = new DataView((await take(8 * header.frames)).buffer);
     for (let f = 0; f < header.frames; f++) {

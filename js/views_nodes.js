@@ -5,7 +5,8 @@
 
 import { app } from "../../scripts/app.js";
 import { PLAYER_STYLE, ViewsPlayer } from "./views_player.js";
-import { makeRoot } from "./view_widget.js";
+import { makeRoot, outputOf } from "./view_widget.js";
+import { t } from "./words.js";
 
 const OUTPUT = "turnaround_views"; // as in nodes/node_previews.py
 const SOCKET = "TURNAROUND_VIEWS";
@@ -60,7 +61,7 @@ class ViewsPlace {
   #addHead() {
     this.head = document.createElement("button");
     this.head.className = "head";
-    this.head.title = "Show or hide the views that came out of this node";
+    this.head.title = t("Show or hide the views that came out of this node");
     this.head.addEventListener("click", () => {
       this.remember("isOpen", !this.isOpen);
       this.#setOpen(!this.isOpen);
@@ -78,10 +79,7 @@ class ViewsPlace {
 
   #showHead() {
     if (!this.head) return;
-    const [first, ...others] = this.items ?? [];
-    const size = first ? `${first.views} ${first.views === 1 ? "view" : "views"} × ${first.frames} of ${first.size.join("×")}` : "";
-    const more = others.length ? ` and ${others.length} more` : "";
-    this.head.textContent = `${this.isOpen ? "▾" : "▸"} ${first ? size + more : "views"}`;
+    this.head.textContent = `${this.isOpen ? "▾" : "▸"} ${this.items ? sizeOf(this.items) : t("views")}`;
   }
 
   /** Items of the node's output came. */
@@ -129,7 +127,7 @@ class ViewsPlace {
   }
 
   #open() {
-    const title = () => this.node.title ?? "views";
+    const title = () => this.node.title ?? t("views");
     this.player = new ViewsPlayer(this.root, { recall: this.recall, remember: this.remember, title });
     if (this.items) this.player.show(this.items);
   }
@@ -157,10 +155,11 @@ const setting = () => app.ui.settings.getSettingValue(SETTING) ?? "open";
 const givesViews = (node) =>
   node.comfyClass === PREVIEW || (node.comfyClass?.startsWith("Turnaround") && node.outputs?.some((o) => o.type === SOCKET));
 
-/** The output that the page holds for a node; nodes of subgraphs are named by both ids. */
-function outputOf(node, outputs) {
-  const isInside = node.graph && node.graph.isRootGraph === false;
-  return outputs?.[isInside ? `${node.graph.id}:${node.id}` : String(node.id)]?.[OUTPUT];
+/** How many views of which size, and how many more outputs there are. */
+function sizeOf([{ views, frames, size }, ...others]) {
+  const values = { views, frames, size: size.join("×") };
+  const first = views === 1 ? t("1 view × {frames} of {size}", values) : t("{views} views × {frames} of {size}", values);
+  return first + (others.length ? t(" and {more} more", { more: others.length }) : "");
 }
 
 function prepare(node) {
@@ -199,7 +198,7 @@ app.registerExtension({
     {
       id: SETTING,
       name: "Views on nodes",
-      category: ["Turnaround", "Views", "On nodes"],
+      category: ["Turnaround", "Multi-view player", "On nodes"],
       tooltip:
         "Every node that puts out views can play them, small. 'Folded': one line, open it with a click. " +
         "'Off': nothing is written for it (saves 1 to 3 seconds and a few MB for 8 views of 81 frames). " +
@@ -223,9 +222,9 @@ app.registerExtension({
     if (givesViews(node)) prepare(node);
   },
   loadedGraphNode(node) {
-    places.get(node)?.show(outputOf(node, app.nodeOutputs));
+    places.get(node)?.show(outputOf(node, app.nodeOutputs, OUTPUT));
   },
   onNodeOutputsUpdated(outputs) {
-    for (const [node, place] of places) place.show(outputOf(node, outputs));
+    for (const [node, place] of places) place.show(outputOf(node, outputs, OUTPUT));
   },
 });

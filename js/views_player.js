@@ -8,9 +8,10 @@ import { WHOLE, drawCell, drawText, drawWipe, inside, layOut, nameOf, zoomed } f
 import { Frames } from "./views_frames.js";
 import { listenPicture } from "./views_gestures.js";
 import { sentenceOf } from "./stored_file.js";
-import { ENDINGS, Timeline } from "./timeline.js";
+import { Timeline, endings } from "./timeline.js";
 import { clamp } from "./vectors.js";
-import { densityOf, options } from "./view_widget.js";
+import { densityOf, options, savePicture, watchStage } from "./view_widget.js";
+import { t } from "./words.js";
 
 const REST = 160; // milliseconds without a change until pictures are fetched in full size
 const AHEAD = 4; // frames unpacked before they are needed
@@ -18,7 +19,6 @@ const NEAR = 12; // pixels from the wipe that still take hold of it
 const SHARPER = 1.15; // times more pixels on screen than a sheet has: worth the single views
 const EXPORTED = 4096; // pixels a side of an exported grid
 const SPEEDS = [["0.1", "0.1×"], ["0.25", "¼×"], ["0.5", "½×"], ["1", "1×"], ["2", "2×"]];
-const EMPTY = "Run the graph to see the views here.";
 
 const DRAWN = {
   play: "M4 2.5v11l9-5.5z",
@@ -31,23 +31,23 @@ const DRAWN = {
 const glyph = (name) =>
   `<svg viewBox="0 0 16 16" width="14" height="14" fill="currentColor"><path d="${DRAWN[name]}"/></svg>`;
 
-const MARKUP = `
+const markup = () => `
 <div class="stage"><div class="words"></div></div>
 <div class="bar time">
-  <button class="back" title="One frame back (←; with shift 10)">${glyph("back")}</button>
-  <button class="play" title="Play or pause (space)"></button>
-  <button class="on" title="One frame on (→; with shift 10)">${glyph("on")}</button>
-  <input type="range" min="0" max="0" value="0" step="1" title="Frame (arrow keys, Home, End)">
+  <button class="back" title="${t("One frame back (←; with shift 10)")}">${glyph("back")}</button>
+  <button class="play" title="${t("Play or pause (space)")}"></button>
+  <button class="on" title="${t("One frame on (→; with shift 10)")}">${glyph("on")}</button>
+  <input type="range" min="0" max="0" value="0" step="1" title="${t("Frame (arrow keys, Home, End)")}">
   <output></output>
 </div>
 <div class="bar more">
-  <select class="source" title="Which output"></select>
-  <select class="compare" title="Before and after: drag the white line (c = on and off)"></select>
+  <select class="source" title="${t("Which output")}"></select>
+  <select class="compare" title="${t("Before and after: drag the white line (c = on and off)")}"></select>
   <span class="room"></span>
-  <select class="speed" title="Speed">${options(SPEEDS)}</select>
-  <select class="ending" title="After the last frame">${options(ENDINGS)}</select>
-  <button class="all" title="All views (0 or Escape); a view alone: click it, or 1 to 9">${glyph("grid")}</button>
-  <button class="save" title="Save what is shown as PNG: this frame of the view, or the whole grid">${glyph("save")}</button>
+  <select class="speed" title="${t("Speed")}">${options(SPEEDS)}</select>
+  <select class="ending" title="${t("After the last frame")}">${options(endings())}</select>
+  <button class="all" title="${t("All views (0 or Escape); a view alone: click it, or 1 to 9")}">${glyph("grid")}</button>
+  <button class="save" title="${t("Save what is shown as PNG: this frame of the view, or the whole grid")}">${glyph("save")}</button>
 </div>`;
 
 export const PLAYER_STYLE = `
@@ -70,7 +70,7 @@ export class ViewsPlayer {
     this.zoom = WHOLE;
     this.alone = null; // number of the view that is shown alone
     this.isVisible = false;
-    root.insertAdjacentHTML("beforeend", MARKUP);
+    root.insertAdjacentHTML("beforeend", markup());
     this.parts = { stage: root.querySelector(".stage") };
     for (const name of ["words", "play", "back", "on", "source", "compare", "speed", "ending", "all", "save"]) {
       this.parts[name] = root.querySelector(`.${name}`);
@@ -79,11 +79,11 @@ export class ViewsPlayer {
     this.parts.count = root.querySelector("output");
     this.canvas = document.createElement("canvas");
     this.canvas.tabIndex = 0;
-    this.canvas.setAttribute("aria-label", "Views");
+    this.canvas.setAttribute("aria-label", t("Views"));
     this.parts.stage.prepend(this.canvas);
     this.#listen();
     this.#watch();
-    this.#say(EMPTY, "empty");
+    this.#say(t("Run the graph to see the views here."), "empty");
     this.#showControls();
   }
 
@@ -119,7 +119,7 @@ export class ViewsPlayer {
     this.time.speed = Number(this.recall("speed") ?? 1);
     this.time.ending = this.recall("ending") ?? "loop";
     if (this.alone >= first.views) this.alone = null;
-    this.#say("Loading the views …", "loading");
+    this.#say(t("Loading the views …"), "loading");
     this.#showControls();
   }
 
@@ -157,8 +157,7 @@ export class ViewsPlayer {
     this.end.abort();
     this.#release();
     this.items = this.key = null;
-    this.size.disconnect();
-    this.sight.disconnect();
+    this.unwatch();
     this.root.replaceChildren();
   }
 
@@ -191,7 +190,7 @@ export class ViewsPlayer {
     const { first, second, others } = this.#chosen();
     const names = (items) => items.map((i) => [i.name, i.name]);
     this.#fill(source, names(this.items), first.name);
-    this.#fill(compare, [["", "no wipe"], ...names(others).map(([k, n]) => [k, `| ${n}`])], second?.name ?? "");
+    this.#fill(compare, [["", t("no wipe")], ...names(others).map(([k, n]) => [k, `| ${n}`])], second?.name ?? "");
     compare.hidden = !others.length;
   }
 
@@ -234,15 +233,13 @@ export class ViewsPlayer {
   }
 
   #watch() {
-    this.size = new ResizeObserver(() => this.redraw());
-    this.size.observe(this.parts.stage);
-    this.sight = new IntersectionObserver((entries) => {
-      this.isVisible = entries.at(-1).isIntersecting; // on a busy page several come together
-      if (!this.isVisible) this.#sleep();
+    const onSight = (isVisible) => {
+      this.isVisible = isVisible;
+      if (!isVisible) this.#sleep();
       else if (this.first) this.redraw();
       else if (this.items) this.#load();
-    });
-    this.sight.observe(this.parts.stage);
+    };
+    this.unwatch = watchStage(this.parts.stage, () => this.redraw(), onSight);
     const { signal } = this.end;
     document.addEventListener("visibilitychange", () => document.hidden && this.play(false), { signal });
   }
@@ -478,13 +475,9 @@ export class ViewsPlayer {
     const frame = this.shown ?? 0;
     const views = [...this.views];
     const picture = await this.#exported(frame, views);
-    const blob = await new Promise((done) => picture.toBlob(done, "image/png"));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
     const what = views.length === 1 ? nameOf(this.first.header.views[views[0]]) : "all";
-    link.download = `${this.title()}_${what}_frame${String(frame).padStart(4, "0")}.png`.replace(/[^\w.+-]+/g, "_");
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    const name = `${this.title()}_${what}_frame${String(frame).padStart(4, "0")}.png`;
+    await savePicture(picture, name.replace(/[^\p{L}\p{N}_.+-]+/gu, "_"));
   }
 
   async #exported(frame, views) {

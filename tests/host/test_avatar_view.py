@@ -1,13 +1,12 @@
 """Preview Avatar in the page: pictures as the pack's renderer draws them, controls, the camera that
 goes back into the graph, what happens to nodes, files and graphics cards."""
 
-import io
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import view_pages as pages
 from PIL import Image
 from turnaround.models.avatar import Avatar, SkinMotion, save_avatar
 from turnaround.models.avatar_light import even_light
@@ -15,6 +14,20 @@ from turnaround.models.avatar_mesh import splats_on_body
 from turnaround.models.body_sources import sample_body
 from turnaround.models.looks import Look, read_look
 from turnaround.models.rasterize_splats import PIXEL_LOW_PASS, render
+from view_pages import (
+    COUNT_DRAWINGS,
+    NO_WEBGL2,
+    colourful,
+    drag,
+    fingers,
+    graph_place,
+    load,
+    lose_context,
+    middle_of,
+    prepared,
+    problems,
+    shot,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,13 +36,8 @@ PICTURE = 320, 400
 REST = 350  # milliseconds without drawing after which a picture is final
 FILE = "viewer_test.safetensors"
 NOWHERE = Look(0.0, 0.0, 1.0, 35.0, (0.0, 0.0, 0.0))
-COUNT_DRAWINGS = """
-window.drawings = 0; window.drewAt = 0; window.loads = 0; window.workers = 0;
-const draw = WebGL2RenderingContext.prototype.drawArraysInstanced;
-WebGL2RenderingContext.prototype.drawArraysInstanced = function (...given) {
-  window.drawings++; window.drewAt = performance.now();
-  return draw.apply(this, given);
-};
+COUNT_LOADS = """
+window.loads = 0; window.workers = 0;
 const fetched = window.fetch;
 window.fetch = function (url, ...given) {
   if (String(url).includes('.turnsplat')) window.loads++;
@@ -45,11 +53,6 @@ window.Worker = class extends Worker {
   }
 };
 """
-NO_WEBGL2 = """
-const get = HTMLCanvasElement.prototype.getContext;
-HTMLCanvasElement.prototype.getContext = function (kind, ...given) {
-  return kind === 'webgl2' ? null : get.call(this, kind, ...given);
-};"""
 
 
 def make_avatar() -> Avatar:
@@ -96,64 +99,17 @@ def graph(cameras=("", "")):
     }  # fmt: skip
 
 
-def prepared(script, **settings):
-    def prepare(page):
-        known = json.dumps({"Comfy.TutorialCompleted": True, **settings})
-        page.route(
-            "**/api/settings", lambda r: r.fulfill(body=known, content_type="application/json")
-        )
-        page.add_init_script(script)
-
-    return prepare
-
-
-def load(page, api_graph):
-    page.wait_for_function("() => window.app.graph.nodes.length")
-    page.evaluate("graph => window.app.loadApiJson(graph, 'avatar.json')", api_graph)
-    page.wait_for_function("() => window.app.graph.nodes.length === 4")
-    page.evaluate(
-        """() => {
-          const { graph, canvas } = window.app;
-          for (const node of graph.nodes) {
-            node.pos = node.id > 2 ? [440 * (node.id - 3) + 100, 140] : [-900, 300 * node.id];
-            if (node.id > 2) node.setSize([420, 560]);
-          }
-          canvas.ds.scale = 1; canvas.ds.offset = [0, 0]; canvas.setDirty(true, true);
-        }"""
-    )
-
-
 def view_of(page, node):
-    page.evaluate(
-        "id => { const [view] = window.app.graph.getNodeById(id).widgets.filter("
-        "w => w.name === 'avatar_view'); view.element.dataset.node = id; }",
-        node,
-    )
-    return page.locator(f".turnaround-avatar[data-node='{node}']")
-
-
-def wait_for_views(page, state="ready"):
-    page.wait_for_function(
-        f"""() => {{ const views = [...document.querySelectorAll('.turnaround-avatar')];
-          return views.length && views.every(v => v.dataset.state === '{state}'); }}""",
-        timeout=60_000,
-    )
+    return pages.view_of(page, "avatar", node)
 
 
 def run(page, state="ready"):
-    """Queue the graph and wait until it has run."""
-    page.evaluate(
-        """() => new Promise((done) => {
-          window.app.api.addEventListener('execution_success', done, { once: true });
-          window.app.queuePrompt(0, 1);
-        })"""
-    )
-    wait_for_views(page, state)
+    pages.run(page, "avatar", state)
 
 
 @pytest.fixture(scope="module")
 def page(open_page, avatar):
-    page = open_page(1300, 800, prepared(COUNT_DRAWINGS))
+    page = open_page(1300, 800, prepared(COUNT_DRAWINGS + COUNT_LOADS))
     load(page, graph())
     run(page)
     yield page
@@ -183,8 +139,7 @@ def rest(view):
 def picture(view) -> np.ndarray:  # [H, W, 3]
     """What is on the canvas once drawing has come to rest."""
     rest(view)
-    shot = Image.open(io.BytesIO(view.locator(".stage").screenshot())).convert("RGB")
-    return np.asarray(shot).astype(int)
+    return shot(view)
 
 
 def saved(view) -> np.ndarray:  # [H, W, 4] uint8
@@ -193,11 +148,6 @@ def saved(view) -> np.ndarray:  # [H, W, 4] uint8
     with view.page.expect_download() as download:
         view.locator(".save").click()
     return np.asarray(Image.open(download.value.path()).convert("RGBA"))
-
-
-def colourful(shot) -> int:
-    """Pixels that are clearly not grey: the performer, as ground and backdrop are grey."""
-    return int((shot[..., :3].max(-1) - shot[..., :3].min(-1) > 40).sum())
 
 
 def look_of(view) -> Look:
@@ -230,23 +180,6 @@ def psnr(shot: np.ndarray, color: torch.Tensor) -> float:
     error = torch.from_numpy(shot[..., :3].copy()).movedim(-1, 0) / 255 - color
     there = color.amax(0) > 0.02
     return float(-10 * error[:, there].square().mean().log10())
-
-
-def drag(view, dx, dy, button="left"):
-    box = view.locator("canvas").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    mouse = view.page.mouse
-    mouse.move(x, y)
-    mouse.down(button=button)
-    mouse.move(x + dx, y + dy, steps=3)
-    mouse.up(button=button)
-
-
-def graph_place(page):
-    return page.evaluate(
-        "() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset,"
-        " ...window.app.graph.getNodeById(3).pos]"
-    )
 
 
 def test_the_performer_stands_upright_in_the_middle(view):
@@ -323,17 +256,10 @@ def test_wheel_zooms_the_view_and_not_the_graph(view, page):
 
 def test_two_fingers_zoom_the_view_and_not_the_graph(view, page):
     before, place = look_of(view).distance, graph_place(page)
-    box = view.locator("canvas").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-
-    def fingers(kind, *places):
-        points = [{"x": x + dx, "y": y, "id": i} for i, dx in enumerate(places)]
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
-    fingers("touchStart", -30, 30)
-    fingers("touchMove", -60, 60)
-    fingers("touchEnd")
+    x, y = middle_of(view.locator("canvas"))
+    fingers(page, "touchStart", (x - 30, y), (x + 30, y))
+    fingers(page, "touchMove", (x - 60, y), (x + 60, y))
+    fingers(page, "touchEnd")
     assert graph_place(page) == place
     assert look_of(view).distance == pytest.approx(before / 2, rel=0.1)
 
@@ -424,9 +350,13 @@ def test_a_hidden_page_draws_nothing_and_no_time_goes_by(view, page):
     )
     page.wait_for_timeout(700)
     assert page.evaluate("() => window.drawings") == drawings
-    page.evaluate(hide, False)
-    page.wait_for_function(f"() => window.drawings > {drawings}")
-    after = page.evaluate("() => document.querySelector('[data-node=\"3\"] .time').value")
+    after = page.evaluate(
+        f"""async () => {{
+          ({hide})(false);
+          while (window.drawings <= {drawings}) await new Promise(requestAnimationFrame);
+          return document.querySelector('[data-node="3"] .time').value;
+        }}"""
+    )
     # A tenth of 8 frames a second: 0.56 frames if time had gone on.
     assert float(after) - float(time) < 0.4
     view.locator(".play").click()
@@ -508,13 +438,7 @@ def test_a_reloaded_workflow_keeps_choices_and_camera_and_needs_no_run(view, pag
 
 def test_a_lost_context_comes_back_by_itself(view, page):
     before = colourful(picture(view))
-    page.evaluate(
-        """() => {
-          const canvas = document.querySelector('[data-node="3"] canvas');
-          window.lose = canvas.getContext('webgl2').getExtension('WEBGL_lose_context');
-          window.lose.loseContext();
-        }"""
-    )
+    lose_context(page)
     view.get_by_text("click here to wake it").wait_for()
     page.evaluate("() => window.lose.restoreContext()")
     page.wait_for_function(
@@ -525,10 +449,7 @@ def test_a_lost_context_comes_back_by_itself(view, page):
 
 def test_a_lost_context_is_woken_by_a_click_without_loading_again(view, page):
     before, loads = colourful(picture(view)), page.evaluate("() => window.loads")
-    page.evaluate(
-        "() => document.querySelector('[data-node=\"3\"] canvas').getContext('webgl2')"
-        ".getExtension('WEBGL_lose_context').loseContext()"
-    )
+    lose_context(page)
     view.get_by_text("click here to wake it").wait_for()
     view.locator(".stage").click()
     page.wait_for_function(
@@ -565,7 +486,7 @@ def test_a_cleared_temp_folder_is_one_sentence(page):
 
 
 def test_nothing_of_ours_complained(page):
-    assert [p for p in page.problems if "/extensions/ComfyUI-Turnaround" in p] == []
+    assert problems(page) == []
 
 
 def test_without_webgl2_there_is_a_sentence_and_a_picture(open_page, avatar):
@@ -575,9 +496,8 @@ def test_without_webgl2_there_is_a_sentence_and_a_picture(open_page, avatar):
     view = view_of(page, 3)
     assert "WebGL2" in view.locator(".words").inner_text()
     page.wait_for_function("() => document.querySelector('[data-node=\"3\"] img').naturalWidth")
-    shot = Image.open(io.BytesIO(view.locator(".stage").screenshot())).convert("RGB")
-    assert colourful(np.asarray(shot).astype(int)) > 1000
-    assert not [p for p in page.problems if "/extensions/ComfyUI-Turnaround" in p]
+    assert colourful(shot(view)) > 1000
+    assert problems(page) == []
     page.close()
 
 

@@ -1,11 +1,19 @@
 """Preview Cloud in the page: what is drawn, what the mouse does, what happens to nodes."""
 
-import io
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
+import view_pages as pages
+from view_pages import (
+    COUNT_DRAWINGS,
+    NO_WEBGL2,
+    colourful,
+    drag,
+    graph_place,
+    load,
+    prepared,
+    problems,
+    shot,
+)
 
 FRAMES = 5
 REST = 600  # milliseconds without drawing after which a picture is final
@@ -27,72 +35,21 @@ GRAPH = {
     "3": {"class_type": "TurnaroundPreviewCloud", "inputs": {"cloud": ["2", 0], "max_points": 60000}},
     "4": {"class_type": "TurnaroundPreviewCloud", "inputs": {"cloud": ["2", 0], "max_points": 1000}},
 }  # fmt: skip
-COUNT_DRAWINGS = """
-window.drawings = 0; window.drewAt = 0;
-const draw = WebGL2RenderingContext.prototype.drawArrays;
-WebGL2RenderingContext.prototype.drawArrays = function (...given) {
-  window.drawings++; window.drewAt = performance.now();
-  return draw.apply(this, given);
-};"""
-NO_WEBGL2 = """
-const get = HTMLCanvasElement.prototype.getContext;
-HTMLCanvasElement.prototype.getContext = function (kind, ...given) {
-  return kind === 'webgl2' ? null : get.call(this, kind, ...given);
-};"""
-
-
-def prepared(script, **settings):
-    def prepare(page):
-        # As for a creator who knows ComfyUI: no template browser over the graph.
-        known = json.dumps({"Comfy.TutorialCompleted": True, **settings})
-        page.route(
-            "**/api/settings", lambda r: r.fulfill(body=known, content_type="application/json")
-        )
-        page.add_init_script(script)
-
-    return prepare
-
-
-def load(page):
-    """The graph, with both views side by side in the middle of the screen."""
-    page.wait_for_function("() => window.app.graph.nodes.length")  # its own first graph has come
-    page.evaluate("graph => window.app.loadApiJson(graph, 'cloud.json')", GRAPH)
-    page.wait_for_function("() => window.app.graph.nodes.length === 4")
-    page.evaluate(
-        """() => {
-          const { graph, canvas } = window.app;
-          for (const node of graph.nodes) {
-            node.pos = node.id > 2 ? [420 * (node.id - 3) + 100, 140] : [-900, 300 * node.id];
-            if (node.id > 2) node.setSize([380, 480]);
-          }
-          canvas.ds.scale = 1; canvas.ds.offset = [0, 0]; canvas.setDirty(true, true);
-        }"""
-    )
+SIZE = 380, 480
 
 
 def view_of(page, node):
-    """The view of a node; their order in the page is not that of the graph."""
-    page.evaluate(
-        "id => { const [view] = window.app.graph.getNodeById(id).widgets.filter("
-        "w => w.name === 'cloud_view'); view.element.dataset.node = id; }",
-        node,
-    )
-    return page.locator(f".turnaround-cloud[data-node='{node}']")
+    return pages.view_of(page, "cloud", node)
 
 
 def run(page, state="ready"):
-    page.evaluate("() => window.app.queuePrompt(0, 1)")
-    page.wait_for_function(
-        f"""() => {{ const views = [...document.querySelectorAll('.turnaround-cloud')];
-          return views.length && views.every(v => v.dataset.state === '{state}'); }}""",
-        timeout=120_000,
-    )
+    pages.run(page, "cloud", state)
 
 
 @pytest.fixture(scope="module")
 def page(open_page):
     page = open_page(1300, 760, prepared(COUNT_DRAWINGS))
-    load(page)
+    load(page, GRAPH, size=SIZE)
     run(page)
     yield page
     page.close()
@@ -113,30 +70,7 @@ def picture(view) -> np.ndarray:  # [H, W, 3]
     view.page.wait_for_function(
         f"() => window.drawings > 0 && performance.now() - window.drewAt > {REST}"
     )
-    shot = Image.open(io.BytesIO(view.locator(".stage").screenshot())).convert("RGB")
-    return np.asarray(shot).astype(int)
-
-
-def colourful(shot) -> int:
-    """Pixels that are clearly not grey: the performer, as ground and backdrop are grey."""
-    return int((shot.max(-1) - shot.min(-1) > 40).sum())
-
-
-def drag(view, dx, dy, button="left"):
-    box = view.locator("canvas").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    mouse = view.page.mouse
-    mouse.move(x, y)
-    mouse.down(button=button)
-    mouse.move(x + dx, y + dy, steps=3)
-    mouse.up(button=button)
-
-
-def graph_place(page):
-    return page.evaluate(
-        "() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset,"
-        " ...window.app.graph.getNodeById(3).pos]"
-    )
+    return shot(view)
 
 
 def test_performer_stands_upright_in_the_middle(view):
@@ -322,22 +256,22 @@ def test_cleared_temp_folder_is_one_sentence(page):
 
 
 def test_nothing_of_ours_complained(page):
-    assert [p for p in page.problems if "/extensions/ComfyUI-Turnaround" in p] == []
+    assert problems(page) == []
 
 
 def test_missing_webgl2_is_one_sentence(open_page):
     page = open_page(1300, 760, prepared(NO_WEBGL2))
-    load(page)
+    load(page, GRAPH, size=SIZE)
     run(page, "failed")
     assert "WebGL2" in page.locator(".turnaround-cloud .words").first.inner_text()
-    assert not [p for p in page.problems if "/extensions/ComfyUI-Turnaround" in p]
+    assert problems(page) == []
     page.close()
 
 
 def test_newer_nodes_of_the_page_show_the_view_too(open_page):
     """ComfyUI's nodes drawn by Vue ("Nodes 2.0") hand wheel and room out differently."""
     page = open_page(1300, 760, prepared(COUNT_DRAWINGS, **{"Comfy.VueNodes.Enabled": True}))
-    load(page)
+    load(page, GRAPH, size=SIZE)
     run(page)
     view = view_of(page, 3)
     before, place = colourful(picture(view)), graph_place(page)

@@ -1,11 +1,11 @@
 """Edit Rig in the page: mouse, touch and keys on the drawings, undo, saving, copying, subgraphs, and
 the rig that comes out. In both of ComfyUI's node renderers."""
 
-import json
 import math
 import time
 
 import pytest
+from view_pages import prepared
 
 RENDERERS = {"classic": False, "vue": True}
 RING = "\n".join(f"{azimuth} 0 3.2" for azimuth in range(0, 360, 45))
@@ -25,16 +25,6 @@ ONE = pytest.mark.parametrize("loaded", ["classic"], indirect=True)
 """For what goes on inside the editor alone: one renderer is enough."""
 PLACE = [150, 130]
 SIZE = [540, 640]
-
-
-def prepared(**settings):
-    def prepare(page):
-        known = json.dumps({"Comfy.TutorialCompleted": True, **settings})
-        page.route(
-            "**/api/settings", lambda r: r.fulfill(body=known, content_type="application/json")
-        )
-
-    return prepare
 
 
 class Editor:
