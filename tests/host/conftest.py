@@ -41,6 +41,11 @@ def server(dev):
         yield host
 
 
+@pytest.fixture(scope="session")
+def object_info(server):
+    return server.get("/object_info")
+
+
 @pytest.fixture(scope="module")  # its event loop must not outlive this folder's tests
 def browser(server):
     executable = next((shutil.which(b) for b in BROWSERS if shutil.which(b)), None)
@@ -111,3 +116,39 @@ def open_template(dev):
             assert kept or not named or kind in PAGE_ONLY, kind
 
     return open_
+
+
+@pytest.fixture(scope="session")
+def fits_schema():
+    """Checks that the running ComfyUI knows nodes of a file, their widgets in order, and links."""
+    widget_types = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+    def specs(kind: str, object_info: dict) -> dict:
+        sockets = object_info[kind]["input"]
+        return {**sockets.get("required", {}), **sockets.get("optional", {})}
+
+    def fits(nodes: list[dict], links: list[tuple], object_info: dict) -> None:
+        for node in nodes:
+            assert node["widgets_values"] == list(node["widgets_values_named"].values())
+            if node["type"] == "MarkdownNote":
+                continue
+            known = specs(node["type"], object_info)
+            widgets = [
+                k for k, s in known.items() if isinstance(s[0], list) or s[0] in widget_types
+            ]
+            named = [k for k in node["widgets_values_named"] if k != "control_after_generate"]
+            assert named == widgets, node["type"]
+            fetched = {model["name"] for model in node["properties"].get("models", [])}
+            for name in named:
+                value, options = node["widgets_values_named"][name], known[name][0]
+                if isinstance(options, list) and value not in fetched:
+                    assert value in options, (node["type"], name)
+        by_id = {node["id"]: node for node in nodes}
+        for source, slot, target, socket, kind in links:
+            assert object_info[by_id[source]["type"]]["output"][slot] == kind
+            entry = by_id[target]["inputs"][socket]
+            spec = specs(by_id[target]["type"], object_info)[entry["name"]]
+            # A socket of several types names them all.
+            assert spec[0] == entry["type"] and (spec[0] == "*" or kind in spec[0].split(","))
+
+    return fits

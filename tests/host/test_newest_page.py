@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from blueprint_chain import join_blueprints
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -66,6 +67,12 @@ def test_workflow_opens_from_the_templates_with_all_its_values(page, open_templa
     page.problems.clear()
     open_template(page, path)
     page.wait_for_timeout(500)
+    assert [p for p in page.problems if "Turnaround" in p] == []
+
+
+def test_blueprints_join_to_a_chain(page):
+    page.problems.clear()
+    join_blueprints(page)
     assert [p for p in page.problems if "Turnaround" in p] == []
 
 

@@ -87,6 +87,8 @@ def test_help_scripts_and_templates_are_served(installed, object_info, dev):
     assert listed and all(read(path) for path in listed)
     templates = installed.get("/workflow_templates")[pack]
     assert sorted(templates) == sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
+    blueprints = [entry["name"] for entry in installed.get("/global_subgraphs").values()]
+    assert sorted(blueprints) == sorted(p.stem for p in (ROOT / "subgraphs").glob("*.json"))
 
 
 def test_chinese_words_reach_the_page(installed):

@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 PACK = "ComfyUI-Turnaround"
 NODE_ID = re.compile(r'node_id="(Turnaround\w+)"')
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def downloads(node: dict) -> set[str]:
@@ -40,11 +39,6 @@ NEWER = {"TurnaroundAvatarToSplats"}
 def our_node_ids() -> list[str]:
     files = sorted((ROOT / "nodes").glob("*.py"))
     return [i for f in files for i in NODE_ID.findall(f.read_text()) if i not in NEWER]
-
-
-@pytest.fixture(scope="session")
-def object_info(server):
-    return server.get("/object_info")
 
 
 def test_every_node_is_listed(object_info):
@@ -87,32 +81,10 @@ def test_template_and_thumbnail_are_served(server, path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
-def test_workflow_fits_the_running_schema(object_info, path):
+def test_workflow_fits_the_running_schema(object_info, fits_schema, path):
     workflow = json.loads(path.read_text())
     assert workflow["groups"] and any(n["type"] == "MarkdownNote" for n in workflow["nodes"])
-    nodes = {n["id"]: n for n in workflow["nodes"]}
-    for node in workflow["nodes"]:
-        assert node["widgets_values"] == list(node["widgets_values_named"].values())
-        if node["type"] == "MarkdownNote":
-            continue
-        sockets = object_info[node["type"]]["input"]
-        specs = {**sockets.get("required", {}), **sockets.get("optional", {})}
-        widgets = [
-            name for name, s in specs.items() if isinstance(s[0], list) or s[0] in WIDGET_TYPES
-        ]
-        named = [k for k in node["widgets_values_named"] if k != "control_after_generate"]
-        assert named == widgets, node["type"]
-        for name in named:
-            value, options = node["widgets_values_named"][name], specs[name][0]
-            if isinstance(options, list) and value not in downloads(node):
-                assert value in options, (node["type"], name)
-    for _, source, slot, target, socket, kind in workflow["links"]:
-        assert object_info[nodes[source]["type"]]["output"][slot] == kind
-        entry = nodes[target]["inputs"][socket]
-        sockets = object_info[nodes[target]["type"]]["input"]
-        spec = {**sockets.get("required", {}), **sockets.get("optional", {})}[entry["name"]]
-        # A socket of several types names them all.
-        assert spec[0] == entry["type"] and (spec[0] == "*" or kind in spec[0].split(","))
+    fits_schema(workflow["nodes"], [link[1:] for link in workflow["links"]], object_info)
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
