@@ -3,9 +3,9 @@
 - tests/golden/nodes.json: every node's id, inputs, widgets and outputs, as a running ComfyUI tells
   them. A change that would break saved graphs is refused, unless asked for with --break.
 - the tables of models/checkpoints.py in README.md and in the help page of Get Models.
-- locales/zh/nodeDefs.json, what the page shows in Chinese: the nodes' English words, each looked up in
-  locales/words_zh.json. New words are added there with nothing behind them, unused ones go. (English
-  needs no such file: the page falls back on the words of the nodes themselves.)
+- locales/en/nodeDefs.json and locales/zh/nodeDefs.json, what the page shows in English and Chinese:
+  the nodes' own words, and each looked up in locales/words_zh.json. New words are added there with
+  nothing behind them, unused ones go.
 
 Differences are told in sentences by `broken` and `added`; tests/nodes/test_golden.py asks them.
 """
@@ -27,6 +27,9 @@ FROM_DISK = re.compile(r"\.[a-z]\w{1,10}$|^\(")
 """Choices that are files (or say that there are none) differ from machine to machine."""
 WORDS = ROOT / "locales" / "words_zh.json"
 CHINESE = ROOT / "locales" / "zh" / "nodeDefs.json"
+ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
+SYNTAX = re.compile(r"[{}|@]")
+"""What some pages read as a place to fill in, a choice or a link, and don't show."""
 TABLES = ("README.md", "js/docs/TurnaroundGetModels.md")
 
 
@@ -171,23 +174,34 @@ def english() -> list[str]:
     return list(words)
 
 
+def in_english() -> dict[str, dict]:
+    """nodeDefs.json: what the page could misread stays out, and it shows the node's own word."""
+    return _of_all_nodes(lambda word: "" if SYNTAX.search(word or "") else word)
+
+
 def chinese(words: dict[str, str]) -> dict[str, dict]:
     """nodeDefs.json: what is not translated stays out, and the page shows it in English."""
+    return _of_all_nodes(lambda word: words.get(word, ""))
+
+
+def _of_all_nodes(said: Callable[[str], str]) -> dict[str, dict]:
     from turnaround.nodes import NODES
 
-    told = {n.GET_SCHEMA().node_id: shown(n, lambda word: words.get(word, "")) for n in NODES}
-    return {node: said for node, said in told.items() if said}
+    told = {n.GET_SCHEMA().node_id: shown(n, said) for n in NODES}
+    return {node: words for node, words in told.items() if words}
 
 
 def as_json(data: dict) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
-def write_chinese() -> None:
+def write_words() -> None:
     words = json.loads(WORDS.read_text(encoding="utf-8"))
     words = {word: words.get(word, "") for word in english()}
     WORDS.write_text(as_json(words), encoding="utf-8")
     CHINESE.write_text(as_json(chinese(words)), encoding="utf-8")
+    ENGLISH.parent.mkdir(exist_ok=True)
+    ENGLISH.write_text(as_json(in_english()), encoding="utf-8")
     missing = [word for word in words if not words[word]]
     sys.stdout.write("".join(f"not in Chinese yet: {word}\n" for word in missing))
 
@@ -206,7 +220,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("Saved graphs would break:\n  " + "\n  ".join(lost))
     sys.stdout.write("\n".join(added(old, new)) + f"\n{len(new)} nodes\n")
     FILE.write_text(written(new), encoding="utf-8")
-    write_chinese()
+    write_words()
 
 
 if __name__ == "__main__":

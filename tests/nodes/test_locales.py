@@ -34,6 +34,26 @@ def test_every_word_is_translated(words):
 
 def test_what_the_page_gets_is_built_from_the_words(words):
     assert golden.CHINESE.read_text(encoding="utf-8") == golden.as_json(golden.chinese(words))
+    assert golden.ENGLISH.read_text(encoding="utf-8") == golden.as_json(golden.in_english())
+
+
+def test_both_languages_name_the_same_sockets():
+    """But for the few English words with braces, which the page takes from the node itself."""
+    english, chinese = (
+        json.loads(file.read_text(encoding="utf-8")) for file in (golden.ENGLISH, golden.CHINESE)
+    )
+
+    def words(told: dict) -> set:
+        sides = [(side, told.get(side, {})) for side in ("inputs", "outputs")]
+        return {k for k in told if isinstance(told[k], str)} | {
+            (side, name) for side, sockets in sides for name in sockets
+        }
+
+    assert english.keys() == chinese.keys() == {n.GET_SCHEMA().node_id for n in NODES}
+    for node, told in chinese.items():
+        assert words(english[node]) <= words(told), node
+    missing = sum(len(words(told) - words(english[node])) for node, told in chinese.items())
+    assert missing == sum(bool(golden.SYNTAX.search(word)) for word in golden.english())
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.GET_SCHEMA().node_id)
@@ -44,6 +64,7 @@ def test_nothing_is_lost_in_translation(node, words):
         chinese = words[word]
         if chinese:
             assert HAN.search(chinese), word
+            assert not golden.SYNTAX.search(chinese), word
             assert sorted(NUMBER.findall(word)) == sorted(NUMBER.findall(chinese)), word
             assert set(QUOTED.findall(word)) == set(QUOTED.findall(chinese)), word
             assert not re.search(f"(?<={HAN.pattern})[,;:?!]|[,;:?!](?={HAN.pattern})", chinese), (
