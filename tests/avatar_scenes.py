@@ -34,6 +34,8 @@ BETWEEN = (2.5, 5.5, 8.5, 11.5)
 """Frames: moments that no frame shows."""
 MOTIONS = (("dance_b", (0.5, 1.1, 1.7, 2.3)),)
 STRONG = (("spinkick", (0.5, 0.7)), ("cartwheel", (1.0, 1.4)), ("backflip", (0.6, 0.8)))
+BULGE, BULGE_ROUNDS = 0.08, 4
+"""Metres that skin comes out where it is pressed to nothing; rounds of smoothing."""
 GREY = (0.5, 0.5, 0.5)
 GROUPS = ("learned", "camera", "moment", "between", "motion", "strong")
 
@@ -105,6 +107,24 @@ def moments(who: str) -> Tensor:  # [M, N, 3]
     return torch.cat([own - (low + high) / 2, *others])
 
 
+def bulged(vertices: Tensor, faces: Tensor) -> Tensor:  # [M, N, 3] both
+    """Skin and clothes that swell where a pose presses them together and sink where it stretches them,
+    which the body that is given does not know."""
+    areas = vertices.new_zeros(vertices.shape[:2])
+    a, b, c = (vertices[:, faces[:, i]] for i in range(3))
+    each = torch.linalg.cross(b - a, c - a).norm(dim=-1)
+    for i in range(3):
+        areas.index_add_(1, faces[:, i], each)
+    pressed = (1 - areas / areas[:1].clamp(min=1e-12)).clamp(-1, 1)
+    for _ in range(BULGE_ROUNDS):
+        sums, counts = torch.zeros_like(pressed), torch.zeros_like(pressed[0])
+        for i in range(3):
+            sums.index_add_(1, faces[:, i], pressed[:, faces].mean(2))
+            counts.index_add_(0, faces[:, i], torch.ones(len(faces)))
+        pressed = sums / counts.clamp(min=1)
+    return vertices + BULGE * pressed[..., None] * performer.vertex_normals(vertices, faces)
+
+
 def drawn(
     vertices: Tensor, look, rig: Rig, shots: list[tuple[int, int]], samples: int
 ) -> tuple[Tensor, Tensor]:  # [S, 3, H, W], [S, H, W]
@@ -138,10 +158,11 @@ def shots_of(cameras: int, held_out: list[int]) -> list[tuple[int, int, int]]:
     return [(g, v, m) for g, (some, times) in enumerate(asked) for m in times for v in some]
 
 
-def synthetic(who: str = "kira", samples: int = SAMPLES) -> Scene:
+def synthetic(who: str = "kira", samples: int = SAMPLES, bulges: bool = False) -> Scene:
     """Eight true views; held out are four more cameras and other moments."""
     vertices, look = moments(who), performer.draw_appearance(CLOTHES[who])
     faces = performer.load_performers().faces
+    true = bulged(vertices, faces) if bulges else vertices
     fov, near = math.radians(35), vertices[: FRAMES + len(BETWEEN) + 4]
     distance = framing_distance(
         float(near[..., [0, 2]].norm(dim=-1).amax()),
@@ -154,9 +175,9 @@ def synthetic(who: str = "kira", samples: int = SAMPLES) -> Scene:
     elevations = torch.tensor([0.1] * LEARNED + list(ELEVATIONS))
     rig = orbit_rig(azimuths, elevations, distance, fov, SIZE, SIZE)
     every = [(v, f) for v in range(LEARNED) for f in range(FRAMES)]
-    frames, masks = drawn(vertices, look, rig, every, samples)
+    frames, masks = drawn(true, look, rig, every, samples)
     shots = shots_of(LEARNED, list(range(LEARNED, len(rig))))
-    truths, insides = drawn(vertices, look, rig, [s[1:] for s in shots], SAMPLES)
+    truths, insides = drawn(true, look, rig, [s[1:] for s in shots], SAMPLES)
     shape = (LEARNED, FRAMES)
     return Scene(
         to_bytes(frames).unflatten(0, shape), masks.unflatten(0, shape), rig.K, rig.T_camera_world,
