@@ -66,7 +66,7 @@ class AvatarView extends StageView {
       );
       if (signal.aborted) return;
       this.isLoading = false;
-      this.say("", "ready");
+      if (this.scene) this.say("", "ready"); // else the view was put to sleep meanwhile
       this.redraw();
     } catch (error) {
       if (signal.aborted) return;
@@ -103,7 +103,7 @@ class AvatarView extends StageView {
   #receive(f, frame) {
     this.frames[f] = frame;
     this.sorting.addFrame(f, new Uint16Array(frame.texels.buffer));
-    if (f === 0) this.say("");
+    if (f === 0 && this.scene) this.say("");
     if (f % 8 === 0) this.redraw();
   }
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 COUNT_DRAWINGS = """
 window.drawings = 0; window.drewAt = 0;
-for (const name of ['drawArrays', 'drawArraysInstanced']) {
+for (const name of ['drawArrays', 'drawElementsInstanced']) {
   const draw = WebGL2RenderingContext.prototype[name];
   WebGL2RenderingContext.prototype[name] = function (...given) {
     window.drawings++; window.drewAt = performance.now();

@@ -1,17 +1,13 @@
 """Preview Avatar in the page: pictures as the pack's renderer draws them, controls, the camera that
 goes back into the graph, what happens to nodes, files and graphics cards."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 import view_pages as pages
+from dancing_avatar import dancing_avatar
 from PIL import Image
-from turnaround.models.avatar import Avatar, SkinMotion, save_avatar
-from turnaround.models.avatar_light import even_light
-from turnaround.models.avatar_mesh import splats_on_body
-from turnaround.models.body_sources import sample_body
+from turnaround.models.avatar import save_avatar
 from turnaround.models.looks import Look, read_look
 from turnaround.models.rasterize_splats import PIXEL_LOW_PASS, render
 from view_pages import (
@@ -55,24 +51,10 @@ window.Worker = class extends Worker {
 """
 
 
-def make_avatar() -> Avatar:
-    """A performer in a dance, in colours that shimmer and in light that comes from a side."""
-    torch.manual_seed(0)
-    body = sample_body("kira", "dance_b", torch.arange(FRAMES) / FPS + 1.2, 1_000_003, FPS)
-    body = getattr(body, "body", body)
-    splats, places = splats_on_body(body, COUNT, degree=1)
-    sh = splats.sh.clone()
-    sh[:, 1:] = 0.15 * torch.randn(1, 3, 3)
-    light = even_light(body.rest)
-    light[1] += 0.4
-    opacities = splats.opacities + 1.5 * torch.rand(COUNT)
-    return Avatar(replace(splats, sh=sh, opacities=opacities), SkinMotion(body, places, light), FPS)
-
-
 @pytest.fixture(scope="module")
 def avatar(server):
     """Also lies where Load Avatar finds it."""
-    made = make_avatar()
+    made = dancing_avatar(COUNT, FRAMES, FPS, degree=1)
     folder = server.base / "output" / "avatars"
     folder.mkdir(parents=True, exist_ok=True)
     save_avatar(folder / FILE, made)
