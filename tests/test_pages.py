@@ -1,5 +1,7 @@
-"""The pages that readers see first: every link and picture of this repository is there."""
+"""What readers see first: links and pictures of the pages are there, examples are laid out."""
 
+import itertools
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "models/tiny/MODEL_CARD.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
 
 
@@ -36,7 +39,7 @@ def test_links_lead_somewhere(page):
 
 def test_readme_shows_every_workflow_and_blueprint():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in (ROOT / "workflows").glob("*.json"):
+    for path in WORKFLOWS:
         row = next(
             x
             for x in readme.splitlines()
@@ -47,3 +50,31 @@ def test_readme_shows_every_workflow_and_blueprint():
         assert all(cell.strip() for cell in (name, teaches, time, memory, fetched)), path.stem
     for path in (ROOT / "subgraphs").glob("*.json"):
         assert f"**{path.stem}**" in readme
+
+
+def inside(inner: list[float], outer: list[float]) -> bool:
+    """Whether a box x, y, width, height lies in another."""
+    return all(
+        outer[k] <= inner[k] and inner[k] + inner[k + 2] <= outer[k] + outer[k + 2] for k in (0, 1)
+    )
+
+
+def apart(a: list[float], b: list[float]) -> bool:
+    return any(a[k] + a[k + 2] <= b[k] or b[k] + b[k + 2] <= a[k] for k in (0, 1))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_nodes_of_an_example_stand_apart_and_in_a_group(path):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    groups = [group["bounding"] for group in workflow["groups"]]
+    title = 30  # stands above a node's position
+    boxes = {
+        (node["id"], node["type"]): [
+            node["pos"][0], node["pos"][1] - title, node["size"][0], node["size"][1] + title
+        ]
+        for node in workflow["nodes"]
+    }  # fmt: skip
+    for what, box in boxes.items():
+        assert any(inside(box, group) for group in groups), what
+    for (a, box), (b, other) in itertools.combinations(boxes.items(), 2):
+        assert apart(box, other), (a, b)
