@@ -52,6 +52,12 @@ def test_readme_shows_every_workflow_and_blueprint():
         assert f"**{path.stem}**" in readme
 
 
+def test_readme_names_every_node():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    words = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert [node for node, told in words.items() if told["display_name"] not in readme] == []
+
+
 def inside(inner: list[float], outer: list[float]) -> bool:
     """Whether a box x, y, width, height lies in another."""
     return all(
