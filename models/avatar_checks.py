@@ -29,6 +29,9 @@ COMPARED = 160
 """Pixels across the pictures in which it is."""
 LAST = 0.25
 """Share of the steps, the last ones, whose losses tell how views agree."""
+LOST = 0.55
+"""Distance of a carried skin from the frame's own beyond which the performer was lost: between what
+was measured for both (`avatar_tracking.Tracked`)."""
 AWAY = 1.6
 """Times the median view's loss beyond which a view disagrees with the others."""
 
@@ -110,6 +113,18 @@ def misfit_note(
             f"frame {frame}: {100 * worst:.0f} %; there the avatar gets blurred"
         )
     return ""
+
+
+def lost_note(apart: Tensor) -> str:  # [F] of FreeTraining
+    """Frames in which a performer without a body could not be followed."""
+    lost = (apart > LOST).nonzero()[:, 0].tolist()
+    if not lost:
+        return ""
+    listed = ", ".join(map(str, lost[:8])) + (" ..." if len(lost) > 8 else "")
+    return (
+        f"in {len(lost)} of {len(apart)} frames ({listed}) the performer has moved or turned too far to "
+        "be followed, and will look smeared: use more frames a second, fewer frames, or connect 'body'"
+    )
 
 
 def disagreeing_note(training: Distilling) -> str:

@@ -64,8 +64,10 @@ class FreeTraining(Distilling):
             )
         self.frame = most_seen(seen.masks, [skin is not None for skin in found])
         skin = thinned(found[self.frame], settings.gaussians)
-        nodes = track(found, self.frame, NODES, _part(on_step, frames, 2 * frames))
-        self._take(skin, nodes)
+        tracked = track(found, self.frame, NODES, _part(on_step, frames, 2 * frames))
+        self.apart = tracked.apart
+        """[F] how badly each frame's skin was followed, see `avatar_tracking.Tracked`."""
+        self._take(skin, tracked.nodes)
 
     def _take(self, skin: Skin, nodes: Nodes) -> None:
         """Begin with Gaussians on this skin, and with these nodes."""

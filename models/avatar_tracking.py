@@ -11,7 +11,7 @@ goes on from there: their gradients reach only a few pixels far, and a quick lim
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,12 +39,25 @@ ROBUST = (5.0, 1.0)
 """In nodes' spacings, at first and at last: partners farther than that pull no more strongly."""
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """Where one frame's skin goes."""
+
+    nodes: Nodes
+    """Over F frames."""
+    apart: Tensor
+    """[F] how far the carried skin and the frame's own are from each other in place, normal and
+    colour, the mean of both ways in the units of `_features`; 0 in frames without a skin. Where
+    tracking was right within a few centimetres it was 0.3 to 0.52, where it had lost the performer
+    0.57 to 1.1 (a walk at 16, 8 and 5 frames a second, a spinning dance at 8)."""
+
+
 def track(
     skins: list[Skin | None],
     frame: int,  # whose skin is carried
     nodes: int,
     on_step: OnStep | None = None,  # counts frames
-) -> Nodes:
+) -> Tracked:
     """The nodes over all frames, canonical in this one. Frames without a skin lie between their
     neighbours, or hold the last."""
     own = skins[frame]
@@ -54,7 +67,7 @@ def track(
     held = follow(own.points, still)
     ties, height = Ties(still), float(own.points[:, 1].amax() - own.points[:, 1].amin())
     quats, goes = list(still.quats), list(still.goes)
-    done = 1
+    apart, done = own.points.new_zeros(len(skins)), 1
     for way in (1, -1):
         ends = range(frame + way, len(skins) if way > 0 else -1, way)
         for f in ends:
@@ -63,16 +76,17 @@ def track(
             if skin is None:
                 quats[f], goes[f] = first
             else:
-                quats[f], goes[f] = _fitted(
-                    first, still, held, ties, own, thinned(skin, POINTS), height
-                )
+                skin = thinned(skin, POINTS)
+                quats[f], goes[f] = _fitted(first, still, held, ties, own, skin, height)
+                mine = _carried_features(own, held, still, quats[f], goes[f], height)
+                told = _features(skin.points, skin.normals, skin.colors, height)
+                apart[f] = (nearest(mine, told, 1)[0].mean() + nearest(told, mine, 1)[0].mean()) / 2
             done += 1
             if on_step:
                 on_step(done, len(skins))
-    return _bridged(
-        replace(still, quats=torch.stack(quats), goes=torch.stack(goes)),
-        [f for f, skin in enumerate(skins) if skin is not None],
-    )
+    found = replace(still, quats=torch.stack(quats), goes=torch.stack(goes))
+    known = [f for f, skin in enumerate(skins) if skin is not None]
+    return Tracked(_bridged(found, known), apart)
 
 
 def _bridged(
@@ -119,8 +133,7 @@ def _fitted(
         points = carried(own.points, held, nodes, 0)
         if turn % AGAIN == 0:
             with torch.no_grad():
-                normals = turned(blended(unit(quats)[held.nodes], held.weights), own.normals)
-                mine = _features(points, normals, own.colors, height)
+                mine = _carried_features(own, held, still, quats, goes, height)
                 there, here = nearest(mine, told, 1)[1][:, 0], nearest(told, mine, 1)[1][:, 0]
         apart = torch.cat([points - other.points[there], points[here] - other.points]) / ties.size
         square = apart.square().sum(1)
@@ -137,6 +150,15 @@ def _fitted(
 
 def _falling(ends: tuple[float, float], share: float) -> float:
     return ends[0] * (ends[1] / ends[0]) ** share
+
+
+def _carried_features(
+    own: Skin, held: Followed, still: Nodes, quats: Tensor, goes: Tensor, height: float
+) -> Tensor:  # [n, 9]
+    """Of the one skin where nodes in one frame carry it."""
+    points = carried(own.points, held, replace(still, quats=quats[None], goes=goes[None]), 0)
+    normals = turned(blended(unit(quats)[held.nodes], held.weights), own.normals)
+    return _features(points, normals, own.colors, height)
 
 
 def _features(points: Tensor, normals: Tensor, colors: Tensor, height: float) -> Tensor:  # [n, 9]

@@ -11,7 +11,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models.avatar import Avatar, save_avatar
-from ..models.avatar_checks import disagreeing_note, empty_note, few_views_note, misfit_note
+from ..models.avatar_checks import (
+    disagreeing_note,
+    empty_note,
+    few_views_note,
+    lost_note,
+    misfit_note,
+)
 from ..models.avatar_free_training import FreeTraining
 from ..models.avatar_memory import LEAST, most_that_fit
 from ..models.avatar_pictures import Swing, avatar_pictures, framing
@@ -143,6 +149,8 @@ class DistillAvatar(io.ComfyNode):
                 raise
             file.unlink(missing_ok=True)
         notes.insert(0, disagreeing_note(watched.training))
+        if isinstance(watched.training, FreeTraining):
+            notes.insert(0, lost_note(watched.training.apart))
         notes.insert(0, summary(watched.training, time.monotonic() - started))
         note = run.say(cls, "; ".join(n for n in notes if n))
         losses = {"loss": list(watched.training.losses)}

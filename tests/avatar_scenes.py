@@ -93,7 +93,7 @@ def middled(vertices: Tensor) -> Tensor:  # [F, N, 3]
     return vertices - ((vertices.amin(1) + vertices.amax(1)) / 2)[:, None]
 
 
-def moments(who: str) -> Tensor:  # [M, N, 3]
+def moments(who: str, motion: str, fps: float) -> Tensor:  # [M, N, 3]
     """Frames, moments between them, other motions, strong ones."""
     look = performer.draw_appearance(CLOTHES[who])
 
@@ -101,7 +101,7 @@ def moments(who: str) -> Tensor:  # [M, N, 3]
         return performer.pose_performer(who, motion, seconds, look).vertices
 
     frames = torch.cat([torch.arange(FRAMES).float(), torch.tensor(BETWEEN)])
-    own = at(MOTION, START + frames / FPS)
+    own = at(motion, START + frames / fps)
     low, high = own[:FRAMES].amin((0, 1)), own[:FRAMES].amax((0, 1))
     others = [middled(at(m, torch.tensor(t))) for m, t in (*MOTIONS, *STRONG)]
     return torch.cat([own - (low + high) / 2, *others])
@@ -158,9 +158,15 @@ def shots_of(cameras: int, held_out: list[int]) -> list[tuple[int, int, int]]:
     return [(g, v, m) for g, (some, times) in enumerate(asked) for m in times for v in some]
 
 
-def synthetic(who: str = "kira", samples: int = SAMPLES, bulges: bool = False) -> Scene:
+def synthetic(
+    who: str = "kira",
+    samples: int = SAMPLES,
+    bulges: bool = False,
+    motion: str = MOTION,
+    fps: float = FPS,
+) -> Scene:
     """Eight true views; held out are four more cameras and other moments."""
-    vertices, look = moments(who), performer.draw_appearance(CLOTHES[who])
+    vertices, look = moments(who, motion, fps), performer.draw_appearance(CLOTHES[who])
     faces = performer.load_performers().faces
     true = bulged(vertices, faces) if bulges else vertices
     fov, near = math.radians(35), vertices[: FRAMES + len(BETWEEN) + 4]

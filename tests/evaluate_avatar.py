@@ -21,7 +21,7 @@ import torch
 
 AT_ONCE = 2
 """Rows learned side by side."""
-SCENES = ("kira", "leo", "coarse", "bulging", "generated", "real")
+SCENES = ("kira", "leo", "coarse", "bulging", "walk", "generated", "real")
 
 
 def write_scene(name: str, folder: Path) -> None:
@@ -36,6 +36,8 @@ def write_scene(name: str, folder: Path) -> None:
         scene = avatar_scenes.generated("kira", amount, in_comfyui.tiny_models())
     elif name == "coarse":
         scene = avatar_scenes.synthetic("kira", samples=1)
+    elif name == "walk":
+        scene = avatar_scenes.synthetic("leo", motion="walk", fps=16.0)
     elif name == "bulging":
         scene = avatar_scenes.synthetic("kira", bulges=True)
     else:

@@ -10,6 +10,7 @@ from turnaround.models.avatar_checks import (
     disagreeing_note,
     empty_note,
     few_views_note,
+    lost_note,
     misfit_note,
     overlaps,
 )
@@ -100,6 +101,12 @@ def trained(views: Views, losses: list[float]):
         step=len(losses), losses=losses, views=views, weights=torch.ones(VIEWS),
         draw=lambda step: (step % VIEWS, 0, None, None),
     )  # fmt: skip
+
+
+def test_frames_in_which_the_performer_was_lost_are_named():
+    assert lost_note(torch.tensor([0.3, 0.0, 0.5])) == ""
+    note = lost_note(torch.tensor([0.3, 0.0, 0.9, 0.6]))
+    assert note.startswith("in 2 of 4 frames (2, 3) the performer has moved or turned too far")
 
 
 def test_a_view_that_stands_out_is_named(views):

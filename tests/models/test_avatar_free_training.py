@@ -135,19 +135,28 @@ def test_gaussians_lie_flat_on_the_skin(carved):
 
 
 def test_nodes_carry_the_skin_along(few):
-    nodes = track(few, 1, 20)
-    points = few[1].points
+    tracked = track(few, 1, 20)
+    nodes, points = tracked.nodes, few[1].points
+    assert tracked.apart[1] == 0
     held = follow(points, nodes)
     for f in range(FRAMES):
         went = (carried(points, held, nodes, f) - points).mean(0)
         assert (went - (f - 1) * STEP).norm() < 0.02
 
 
+def test_a_skin_that_turned_too_far_between_two_frames_stays_apart(few):
+    # Half round, so that every place of the coloured ball has another colour.
+    round_ = few[2].points.new_tensor([-1.0, 1.0, -1.0])
+    turned_ = Skin(few[1].points * round_, few[1].normals * round_, few[1].colors)
+    tracked = track([few[0], few[1], turned_], 1, 20)
+    assert tracked.apart[2] > 2 * tracked.apart[0] > 0
+
+
 def test_moments_without_a_skin_lie_between_their_neighbours_or_hold_the_last(few):
     points = few[1].points
     for known, missing in (([0, 2], 1), ([0, 1], 2), ([1, 2], 0)):
         found = [skin if f in known else None for f, skin in enumerate(few)]
-        nodes = track(found, known[0], 20)
+        nodes = track(found, known[0], 20).nodes
         held = follow(points, nodes)
         there = [carried(points, held, nodes, f).mean(0) for f in range(FRAMES)]
         if missing == 1:
