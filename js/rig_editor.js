@@ -5,6 +5,7 @@
 
 import { app } from "../../scripts/app.js";
 
+import { placeOf, takePlace } from "./node_places.js";
 import { RigPanel } from "./rig_panel.js";
 import { MIN_HEIGHT, STYLE } from "./rig_style.js";
 
@@ -16,9 +17,6 @@ const AGAIN = 2000; // milliseconds within which undo has built a node anew
 
 const panels = new WeakMap(); // node -> its RigPanel
 const memories = new Map(); // place of a node -> what its editor remembers beyond the node's life
-
-/** Where a node lives; undo builds nodes anew, but in the same place. */
-const placeOf = (node) => `${app.rootGraph?.id ?? app.graph?.id ?? ""}/${node.graph?.id ?? ""}/${node.id}`;
 
 function memoryOf(node) {
   const place = placeOf(node);
@@ -84,13 +82,9 @@ function chain(target, name, after) {
 function settle(node, panel) {
   if (!node.graph) return; // a copy that is nowhere yet
   const memory = memoryOf(node);
-  const { root = panel.root } = memory;
-  memory.root = panel.root;
-  // ComfyUI 0.3.75's newer nodes go on showing what they had before undo built the node anew.
-  if (root !== panel.root && root.isConnected) {
-    if (root.contains(document.activeElement)) memory.hadKeysAt = performance.now();
-    root.replaceWith(panel.root);
-  }
+  takePlace(node, WIDGET, panel.root, (old) => {
+    if (old.contains(document.activeElement)) memory.hadKeysAt = performance.now();
+  });
   panel.remember(memory);
   follow(node, panel);
   if (performance.now() - memory.hadKeysAt < AGAIN) panel.onShown = () => refocus(panel, memory);

@@ -7,6 +7,7 @@
  */
 
 import { app } from "../../scripts/app.js";
+import { takePlace } from "./node_places.js";
 
 const ICONS = {
   play: "M4 2.5v11l9-5.5z",
@@ -110,10 +111,12 @@ function addView(node, { widget: name, output, minHeight, firstSize, make }) {
   node.onAdded = function (...given) {
     onAdded?.apply(this, given);
     views.set(node, { view, output });
+    takePlace(node, name, view.root);
   };
   node.onConfigure = function (...given) {
     onConfigure?.apply(this, given);
     view.memory = node.properties[name] ??= {}; // a loaded workflow brings its own
+    if (node.graph) takePlace(node, name, view.root);
     view.redraw();
   };
   node.onExecuted = function (shown, ...given) {

@@ -5,6 +5,7 @@
 
 import { app } from "../../scripts/app.js";
 import { PLAYER_STYLE, ViewsPlayer } from "./views_player.js";
+import { takePlace } from "./node_places.js";
 import { makeRoot, outputOf } from "./view_widget.js";
 import { t } from "./words.js";
 
@@ -172,6 +173,7 @@ function prepare(node) {
   node.onAdded = function (...given) {
     onAdded?.apply(this, given);
     places.set(node, place);
+    takePlace(node, MEMORY, place.root);
     place.revive();
   };
   node.onRemoved = function (...given) {
@@ -192,22 +194,24 @@ function onWheel(event) {
   place.player.wheel(event);
 }
 
+// The page's own translations of packs come too early in ComfyUI 0.3.75, and are lost: so by our words.
 app.registerExtension({
   name: "Turnaround.Views",
   settings: [
     {
       id: SETTING,
-      name: "Views on nodes",
-      category: ["Turnaround", "Multi-view player", "On nodes"],
-      tooltip:
-        "Every node that puts out views can play them, small. 'Folded': one line, open it with a click. " +
-        "'Off': nothing is written for it (saves 1 to 3 seconds and a few MB for 8 views of 81 frames). " +
-        "Preview Views always shows its views.",
+      name: t("Views on nodes"),
+      category: ["Turnaround", t("Multi-view player"), "On nodes"],
+      tooltip: [
+        t("Every node that puts out views can play them, small. 'Folded': one line, open it with a click."),
+        t("'Off': nothing is written for it (saves 1 to 3 seconds and a few MB for 8 views of 81 frames)."),
+        t("Preview Views always shows its views."),
+      ].join(" "),
       type: "combo",
       options: [
-        { text: "Open where there is room", value: "open" },
-        { text: "Folded", value: "folded" },
-        { text: "Off", value: "off" },
+        { text: t("Open where there is room"), value: "open" },
+        { text: t("Folded"), value: "folded" },
+        { text: t("Off"), value: "off" },
       ],
       defaultValue: "open",
     },

@@ -138,5 +138,13 @@ export const ZH = {
   "Views": "视角",
   "Run the graph to see the views here.": "运行工作流后，视角会显示在这里。",
   "Loading the views …": "正在载入视角…",
-  "no wipe": "不对比"
+  "no wipe": "不对比",
+  "Views on nodes": "节点上的视角",
+  "Multi-view player": "多视角播放器",
+  "Every node that puts out views can play them, small. 'Folded': one line, open it with a click.": "每个输出视角的节点都能以小画面播放它们。「折叠」：只有一行，点击即可展开。",
+  "'Off': nothing is written for it (saves 1 to 3 seconds and a few MB for 8 views of 81 frames).": "「关闭」：不为此写入任何文件（8 个视角、81 帧时省去 1 到 3 秒和几 MB）。",
+  "Preview Views always shows its views.": "「预览视角」总是显示其视角。",
+  "Open where there is room": "有空位时展开",
+  "Folded": "折叠",
+  "Off": "关闭"
 };

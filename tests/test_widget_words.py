@@ -12,7 +12,6 @@ SAID = re.compile(r'\bt\(\s*("(?:[^"\\]|\\.)*")?')
 TABLE = re.compile(r"export const ZH = (\{.*\});", re.DOTALL)
 HELD = re.compile(r"\{(\w+)\}")
 QUOTED = re.compile(r"'([a-z_]+)'")
-SETTING = "Turnaround_ViewsOnNodes"
 
 
 def said() -> dict[str, str]:
@@ -51,14 +50,3 @@ def test_words_can_stand_in_markup(chinese):
     # Those with quotes are set as text.
     for word in (w for pair in chinese.items() for w in pair):
         assert not set(word) & set("<>&"), word
-
-
-def test_the_setting_has_its_chinese():
-    code = (ROOT / "js" / "views_nodes.js").read_text(encoding="utf-8")
-    settings = json.loads((ROOT / "locales/zh/settings.json").read_text(encoding="utf-8"))
-    assert SETTING.replace("_", ".") in code and set(settings) == {SETTING}
-    options = re.findall(r'\{ text: "(.*?)", value:', code)
-    assert len(options) == 3 and set(settings[SETTING]["options"]) == set(options)
-    main = json.loads((ROOT / "locales/zh/main.json").read_text(encoding="utf-8"))
-    category = re.search(r'category: \["Turnaround", "(.*?)"', code)[1]
-    assert set(main["settingsCategories"]) == {category}

@@ -44,14 +44,16 @@ def load(page, graph: dict, shown: int = 2, size: tuple[int, int] = (420, 560)) 
     page.wait_for_function("() => window.app.graph.nodes.length")  # its own first graph has come
     page.evaluate("graph => window.app.loadApiJson(graph, 'test.json')", graph)
     page.wait_for_function(f"() => window.app.graph.nodes.length === {len(graph)}")
+    # The newer nodes take places and sizes from a loaded graph only.
     page.evaluate(
-        """([first, size]) => {
-          const { graph, canvas } = window.app;
-          for (const node of graph.nodes) {
+        """async ([first, size]) => {
+          const { graph, canvas } = window.app, saved = graph.serialize();
+          for (const node of saved.nodes) {
             const isShown = node.id >= first;
             node.pos = isShown ? [(size[0] + 20) * (node.id - first) + 100, 140] : [-900, 300 * node.id];
-            if (isShown) node.setSize(size);
+            if (isShown) node.size = size;
           }
+          await window.app.loadGraphData(saved, true, false);
           canvas.ds.scale = 1; canvas.ds.offset = [0, 0]; canvas.setDirty(true, true);
         }""",
         [len(graph) + 1 - shown, size],
