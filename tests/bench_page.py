@@ -75,7 +75,8 @@ def _handler(pages: dict[str, str], roots: dict[str, Path]) -> type:
             )
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(ConnectionError):  # a page that is closed
+                self.wfile.write(content)
 
         def found(self, path: str) -> bytes | None:
             if path in pages:
