@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .lenses import Lens
+
 MAX_VIEWS = 256
 
 
@@ -29,6 +31,9 @@ class Rig:
     height: int
     names: tuple[str, ...] = ()
     """One label per view; () = numbered."""
+    lenses: tuple[Lens, ...] = ()
+    """How each camera's own footage is bent, until Straighten Views has straightened it; () = not at
+    all. Everything else takes the cameras as they are without."""
 
     def __post_init__(self) -> None:
         V = len(self.K)
@@ -58,6 +63,8 @@ class Rig:
             )
         if self.names and len(self.names) != V:
             raise ValueError(f"The rig has {V} cameras but {len(self.names)} names.")
+        if self.lenses and len(self.lenses) != V:
+            raise ValueError(f"The rig has {V} cameras but {len(self.lenses)} lenses.")
 
     def __len__(self) -> int:
         return self.K.shape[0]
@@ -94,9 +101,9 @@ class Rig:
     def select(self, indices: list[int]) -> Rig:
         """The rig of some of the views, in the given order."""
         names = tuple(self.names[i] for i in indices) if self.names else ()
-        return replace(
-            self, K=self.K[indices], T_camera_world=self.T_camera_world[indices], names=names
-        )
+        lenses = tuple(self.lenses[i] for i in indices) if self.lenses else ()
+        K, T = self.K[indices], self.T_camera_world[indices]
+        return replace(self, K=K, T_camera_world=T, names=names, lenses=lenses)
 
     def resized(self, width: int, height: int) -> Rig:
         """The same cameras with pictures of another size (the whole picture is scaled)."""
@@ -270,6 +277,9 @@ def merge_rigs(rigs: list[Rig]) -> Rig:
         rigs[0].width,
         rigs[0].height,
         tuple(label for r in rigs for label in r.labels),
+        tuple(lens for r in rigs for lens in r.lenses or [Lens()] * len(r))
+        if any(r.lenses for r in rigs)
+        else (),
     )
 
 

@@ -6,7 +6,8 @@ Read: nerfstudio / instant-ngp `transforms.json`, OpenCV / anipose calibration T
 Pixels: a rig's picture spans 0..width, so the middle of the first pixel is at 0.5. OpenCV's
 calibration puts it at 0: the principal points of anipose and Qualisys files get +0.5. The JSON
 formats already count as we do.
-Lens distortion is not modelled: pictures should be undistorted first, and a note says so.
+Lens distortion goes into the rig's lenses, for Straighten Views to straighten what was filmed; fisheye
+and rational lenses are not modelled, and a note says so.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import re
 import reprlib
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .cameras import Rig, fill_intrinsics
+from .lenses import Lens
 
 FORMATS = "give a transforms.json, a cameras.json, an anipose .toml or a Qualisys calibration"
 OPENCV_PIXEL = 0.5
@@ -41,7 +43,8 @@ class _Camera:
     size: tuple[int, int]
     """Width and height of its own picture."""
     name: str
-    distorted: bool = False
+    lens: Lens | None = Lens()
+    """None = of a kind that is not modelled."""
 
 
 def rig_from_text(
@@ -77,8 +80,17 @@ def _one_size(cameras: list[_Camera]) -> tuple[Rig, str]:
     """All cameras at the first one's picture size: scaled to fill it, the middle cut out."""
     width, height = cameras[0].size
     notes = []
-    if any(camera.distorted for camera in cameras):
-        notes.append("the file has lens distortion: undistort its pictures first")
+    lenses = tuple(camera.lens for camera in cameras)
+    if None in lenses:
+        notes.append(
+            "the file has lenses that can't be straightened here (fisheye, or more than five numbers): "
+            "undistort its pictures first"
+        )
+    elif not all(lens.straight for lens in lenses):
+        notes.append(
+            "the file has lens distortion, which Straighten Views takes out of the footage; pictures "
+            "that come another way have to be undistorted first"
+        )
     others = [c for c in cameras if abs(c.size[0] * height - c.size[1] * width) > max(c.size)]
     if others:
         notes.append(
@@ -91,6 +103,7 @@ def _one_size(cameras: list[_Camera]) -> tuple[Rig, str]:
         width,
         height,
         tuple(c.name for c in cameras),
+        () if None in lenses or all(lens.straight for lens in lenses) else lenses,
     )
     return rig, "; ".join(notes)
 
@@ -218,18 +231,30 @@ def _transforms(content: dict) -> list[_Camera]:
                 ),
                 size,
                 _stem(str(frame.get("file_path", number))),
-                _distorted(value(k, default=0.0) for k in ("k1", "k2", "k3", "k4", "p1", "p2")),
+                _nerf_lens(merged, value),
             )
         )  # fmt: skip
     return cameras
+
+
+def _nerf_lens(table: dict, value: Callable[..., float]) -> Lens | None:
+    """k1 to k4 of even powers, p1 and p2; a fisheye's k mean something else."""
+    radial = [value(k, default=0.0) for k in ("k1", "k2", "k3", "k4")]
+    lens = Lens(tuple(radial), (value("p1", default=0.0), value("p2", default=0.0)))
+    fisheye = "FISHEYE" in str(table.get("camera_model", "")).upper() or table.get("is_fisheye")
+    return None if fisheye and not lens.straight else lens
 
 
 def _stem(path: str) -> str:
     return path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _distorted(coefficients: Iterable[float]) -> bool:
-    return any(abs(c) > 1e-6 for c in coefficients)
+def _opencv_lens(numbers: list[float], fisheye: bool = False) -> Lens | None:
+    """From k1, k2, p1, p2, k3; OpenCV's further ones make it another kind."""
+    k1, k2, p1, p2, k3, *more = [*numbers, 0, 0, 0, 0, 0]
+    lens = Lens((k1, k2, k3), (p1, p2))
+    other = fisheye and not lens.straight or any(abs(c) > 1e-6 for c in more)
+    return None if other else lens
 
 
 def rig_to_transforms_json(rig: Rig) -> str:
@@ -283,10 +308,9 @@ def _anipose(content: dict) -> list[_Camera]:
         size = _numbers(_first(camera, ["size"], where), ((2,),), "size", where).tolist()
         lens = camera.get("distortions") or []
         lens = lens if isinstance(lens, list) else [lens]
-        distorted = _distorted(_number(c, "distortions", where) for c in lens)
-        cameras.append(
-            _Camera(K, pose, _size(*size, where), str(camera.get("name", key)), distorted)
-        )
+        numbers = [_number(c, "distortions", where) for c in lens]
+        bends = _opencv_lens(numbers, bool(camera.get("fisheye")))
+        cameras.append(_Camera(K, pose, _size(*size, where), str(camera.get("name", key)), bends))
     return cameras
 
 
@@ -318,8 +342,9 @@ def _camera_list(content) -> list[_Camera]:
     return cameras
 
 
-DISTORTIONS = ("radialDistortion1", "radialDistortion2", "radialDistortion3",
-               "tangentalDistortion1", "tangentalDistortion2")  # fmt: skip
+DISTORTIONS = ("radialDistortion1", "radialDistortion2", "tangentalDistortion1",
+               "tangentalDistortion2", "radialDistortion3")  # fmt: skip
+"""Qualisys's names of OpenCV's numbers, in OpenCV's order."""
 
 
 def _qualisys(root: ElementTree.Element) -> list[_Camera]:
@@ -363,7 +388,7 @@ def _qualisys(root: ElementTree.Element) -> list[_Camera]:
                 pose,
                 _size(right - left + 1, bottom - top + 1, where),
                 name,
-                _distorted(number(inner, k) for k in DISTORTIONS if inner.get(k) is not None),
+                _opencv_lens([number(inner, k) if inner.get(k) else 0.0 for k in DISTORTIONS]),
             )
         )
     return cameras

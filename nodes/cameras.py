@@ -24,12 +24,15 @@ from ..models.cameras import (
 from ..models.cameras_picture import rig_picture
 from ..models.points import OrientedPoints
 from ..models.rig_files import rig_from_text
+from ..models.straighten import straight_views
 from ..models.subject_pictures import turntable
 from ..models.views import Views, snap_size
 from . import run
 from .sockets import BODY, CLOUD, RIG, VIEWS
 
 CATEGORY = "Turnaround/3 cameras"
+SAME_SHAPE = 0.01
+"""Share by which width over height of footage and calibration may differ."""
 RIG_FILES = (".json", ".toml", ".txt", ".xml")
 
 
@@ -375,6 +378,56 @@ class ResizeRig(io.ComfyNode):
         return io.NodeOutput(rig.resized(*snapped_size(cls, width, height)))
 
 
+class StraightenViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurnaroundStraightenViews",
+            display_name="Straighten Views",
+            category=CATEGORY,
+            description="Takes the bending of real lenses out of what calibrated cameras filmed, so "
+            "that the pictures fit their rig. The calibration file tells how each lens bends.",
+            inputs=[
+                VIEWS.Input("views", tooltip="Footage of calibrated cameras, one view a camera."),
+                RIG.Input("rig", optional=True, tooltip="The cameras with their lenses, from Rig from "
+                          "File, in the order of the views; replaces that of 'views'."),
+            ],
+            outputs=[
+                VIEWS.Output(display_name="views", tooltip="Straight pictures and masks with the rig; "
+                             "what was never filmed at the rim repeats what lies beside it, and is "
+                             "no performer in the masks."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, views: Views, rig: Rig | None = None) -> io.NodeOutput:
+        rig = filmed_by(views, rig)
+        if not rig.lenses:
+            run.say(cls, "the rig's lenses bend nothing: the views stay as they are")
+        bar = run.progress(len(views))
+        return io.NodeOutput(straight_views(views, rig, lambda v: bar(v + 1, len(views))))
+
+
+def filmed_by(views: Views, rig: Rig | None) -> Rig:
+    """The rig of the views at their size, checked."""
+    rig = rig or views.rig
+    if rig is None:
+        raise ValueError("'views' have no cameras: connect the 'rig' of Rig from File.")
+    if len(rig) != len(views):
+        raise ValueError(
+            f"'views' has {len(views)} views but 'rig' {len(rig)} cameras: connect one view a camera, "
+            "in the order of the file, or take some with Pick Cameras."
+        )
+    H, W = views.frames.shape[-2:]
+    if abs(rig.width * H - rig.height * W) > SAME_SHAPE * rig.width * H:
+        raise ValueError(
+            f"'views' are {W}x{H}, but 'rig' was calibrated for {rig.width}x{rig.height}: give the "
+            "views the shape that the cameras filmed, without cutting anything off."
+        )
+    return rig.resized(W, H)
+
+
 class PreviewRig(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -404,5 +457,6 @@ NODES: list[type[io.ComfyNode]] = [
     PickViews,
     MergeRigs,
     ResizeRig,
+    StraightenViews,
     PreviewRig,
 ]

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import folder_paths
@@ -10,6 +11,7 @@ import pytest
 import torch
 from turnaround.models.body import Body
 from turnaround.models.cameras import Rig, intrinsics, orbit_rig, project
+from turnaround.models.lenses import Lens
 from turnaround.models.points import OrientedPoints
 from turnaround.models.rig_files import rig_to_transforms_json
 from turnaround.models.views import Views
@@ -339,3 +341,33 @@ def test_turntable_has_a_camera_a_frame():
 def test_what_is_no_turntable_clip_is_one_sentence(changes, problem):
     with pytest.raises(ValueError, match=problem):
         nodes.TurntableRig.execute(**{"turns": 1.0, "elevation": 0.0, "fov": 40.0, **changes})
+
+
+LENS = Lens((-0.2, 0.05))
+
+
+def footage(rig: Rig, width: int, height: int) -> Views:
+    frames = torch.rand(len(rig), 2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return Views(frames)
+
+
+def test_footage_is_straightened_at_its_own_size():
+    rig = replace(orbit(views=3), lenses=(LENS, LENS, Lens()))
+    views = only(nodes.StraightenViews.execute(footage(rig, 64, 80), rig))
+    assert views.rig.lenses == () and (views.rig.width, views.rig.height) == (64, 80)
+    before = footage(rig, 64, 80).frames
+    changed = [not torch.equal(a, b) for a, b in zip(views.frames, before, strict=True)]
+    assert changed == [True, True, False]
+
+
+def test_straightening_says_what_is_missing(caplog):
+    rig = replace(orbit(views=3), lenses=(LENS,) * 3)
+    with pytest.raises(ValueError, match="no cameras: connect the 'rig'"):
+        nodes.StraightenViews.execute(footage(rig, 64, 80))
+    with pytest.raises(ValueError, match="3 views but 'rig' 4 cameras"):
+        nodes.StraightenViews.execute(footage(rig, 64, 80), orbit(views=4))
+    with pytest.raises(ValueError, match="80x64, but 'rig' was calibrated for 128x160"):
+        nodes.StraightenViews.execute(footage(rig, 80, 64), rig)
+    views = footage(rig, 64, 80)
+    plain = only(nodes.StraightenViews.execute(views, orbit(views=3)))
+    assert torch.equal(plain.frames, views.frames) and "bend nothing" in caplog.text
