@@ -190,8 +190,7 @@ class VideoToViews(io.ComfyNode):
         video=None, images=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         if video is not None:
-            components = video.get_components()
-            images, fps = components.images, float(components.frame_rate)
+            images, fps = _decoded(video)
         if images is None:
             raise ValueError("Connect 'video' or 'images': Video to Views has no clip to work on.")
         total = len(images)
@@ -208,6 +207,25 @@ class VideoToViews(io.ComfyNode):
             masks = _fit_mask(mask, total, start_frame, every_nth, count, (W, H), (width, height))
         run.say(cls, note)
         return io.NodeOutput(Views(frames[None], masks, None, fps / every_nth), note)
+
+
+def _decoded(video) -> tuple[Tensor, float]:
+    """Frames [F, H, W, 3] and frames a second of ComfyUI's video.
+
+    Raises ValueError where no decoder reads the file: the decoder's own words tell a creator only a
+    number and a path.
+    """
+    import av  # takes long: only where a file is read
+
+    try:
+        components = video.get_components()
+    except av.FFmpegError:
+        raise ValueError(
+            "The file in 'video' cannot be read as a video: it may be broken, cut off, or of another "
+            "kind. Play it in a video player; where it plays there, export it as mp4 (H.264) and "
+            "load that."
+        ) from None
+    return components.images, float(components.frame_rate)
 
 
 def _fit_mask(mask, total, start, step, count, old, new) -> Tensor:

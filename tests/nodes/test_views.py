@@ -136,6 +136,13 @@ def test_one_mask_serves_all_frames_and_is_scaled_with_them():
     assert not views.masks[..., :30].any() and (views.masks[..., 34:] > 0.999).all()
 
 
+def test_a_file_that_is_no_video_is_named_in_one_sentence(tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"this is not a video" * 100)
+    with pytest.raises(ValueError, match="'video' cannot be read as a video.*export it as mp4"):
+        video_to_views(video=InputImpl.VideoFromFile(str(path)))
+
+
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
