@@ -56,9 +56,14 @@ def empty_note(masks: Tensor, labels: tuple[str, ...]) -> str:  # [V, F, H, W]
         parts.append(f"{sum(missing)} pictures show nobody and were left out ({', '.join(named)})")
     gone = (~there.any(0)).nonzero()[:, 0].tolist()
     if gone:
-        listed = ", ".join(map(str, gone[:8])) + (" ..." if len(gone) > 8 else "")
-        parts.append(f"no view shows anybody in frames {listed}: their motion is their neighbours'")
+        parts.append(
+            f"no view shows anybody in frames {_first_ones(gone)}: their motion is their neighbours'"
+        )
     return "; ".join(parts)
+
+
+def _first_ones(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
 
 
 def overlaps(
@@ -120,10 +125,9 @@ def lost_note(apart: Tensor) -> str:  # [F] of FreeTraining
     lost = (apart > LOST).nonzero()[:, 0].tolist()
     if not lost:
         return ""
-    listed = ", ".join(map(str, lost[:8])) + (" ..." if len(lost) > 8 else "")
     return (
-        f"in {len(lost)} of {len(apart)} frames ({listed}) the performer has moved or turned too far to "
-        "be followed, and will look smeared: use more frames a second, fewer frames, or connect 'body'"
+        f"in {len(lost)} of {len(apart)} frames ({_first_ones(lost)}) the performer has moved or turned "
+        "too far to be followed, and will look smeared: use more frames a second, fewer frames, or connect 'body'"
     )
 
 

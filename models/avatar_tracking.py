@@ -76,11 +76,9 @@ def track(
             if skin is None:
                 quats[f], goes[f] = first
             else:
-                skin = thinned(skin, POINTS)
-                quats[f], goes[f] = _fitted(first, still, held, ties, own, skin, height)
-                mine = _carried_features(own, held, still, quats[f], goes[f], height)
-                told = _features(skin.points, skin.normals, skin.colors, height)
-                apart[f] = (nearest(mine, told, 1)[0].mean() + nearest(told, mine, 1)[0].mean()) / 2
+                quats[f], goes[f], apart[f] = _fitted(
+                    first, still, held, ties, own, thinned(skin, POINTS), height
+                )
             done += 1
             if on_step:
                 on_step(done, len(skins))
@@ -122,8 +120,8 @@ def _fitted(
     own: Skin,  # [n] canonical
     other: Skin,  # [m] of the frame
     height: float,  # metres
-) -> tuple[Tensor, Tensor]:
-    """Turns and places of the nodes in one frame."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns and places of the nodes in one frame, and how far the skins stay apart (`Tracked`)."""
     quats, goes = (t.clone().requires_grad_() for t in first)
     adam = torch.optim.Adam([{"params": [goes]}, {"params": [quats]}], betas=(0.8, 0.98))
     told = _features(other.points, other.normals, other.colors, height)
@@ -133,7 +131,7 @@ def _fitted(
         points = carried(own.points, held, nodes, 0)
         if turn % AGAIN == 0:
             with torch.no_grad():
-                mine = _carried_features(own, held, still, quats, goes, height)
+                mine = _carried_features(points, quats, held, own, height)
                 there, here = nearest(mine, told, 1)[1][:, 0], nearest(told, mine, 1)[1][:, 0]
         apart = torch.cat([points - other.points[there], points[here] - other.points]) / ties.size
         square = apart.square().sum(1)
@@ -145,7 +143,11 @@ def _fitted(
         adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate * float(ties.size), rate / 4
         adam.step()
         adam.zero_grad(set_to_none=True)
-    return unit(quats.detach()), goes.detach()
+    quats, goes = unit(quats.detach()), goes.detach()
+    points = carried(own.points, held, replace(still, quats=quats[None], goes=goes[None]), 0)
+    mine = _carried_features(points, quats, held, own, height)
+    ways = nearest(mine, told, 1)[0].mean(), nearest(told, mine, 1)[0].mean()
+    return quats, goes, sum(ways) / 2
 
 
 def _falling(ends: tuple[float, float], share: float) -> float:
@@ -153,10 +155,12 @@ def _falling(ends: tuple[float, float], share: float) -> float:
 
 
 def _carried_features(
-    own: Skin, held: Followed, still: Nodes, quats: Tensor, goes: Tensor, height: float
+    points: Tensor,  # [n, 3] where the nodes carry the one skin
+    quats: Tensor,  # [P, 4]
+    held: Followed,
+    own: Skin,
+    height: float,
 ) -> Tensor:  # [n, 9]
-    """Of the one skin where nodes in one frame carry it."""
-    points = carried(own.points, held, replace(still, quats=quats[None], goes=goes[None]), 0)
     normals = turned(blended(unit(quats)[held.nodes], held.weights), own.normals)
     return _features(points, normals, own.colors, height)
 

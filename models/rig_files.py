@@ -86,7 +86,10 @@ def _one_size(cameras: list[_Camera]) -> tuple[Rig, str]:
             "the file has lenses that can't be straightened here (fisheye, or more than five numbers): "
             "undistort its pictures first"
         )
-    elif not all(lens.straight for lens in lenses):
+        lenses = ()
+    elif all(lens.straight for lens in lenses):
+        lenses = ()
+    else:
         notes.append(
             "the file has lens distortion, which Straighten Views takes out of the footage; pictures "
             "that come another way have to be undistorted first"
@@ -103,7 +106,7 @@ def _one_size(cameras: list[_Camera]) -> tuple[Rig, str]:
         width,
         height,
         tuple(c.name for c in cameras),
-        () if None in lenses or all(lens.straight for lens in lenses) else lenses,
+        lenses,
     )
     return rig, "; ".join(notes)
 
