@@ -1,6 +1,7 @@
 /** The looks of the 4D view, and the controls below it: speed, cameras, backgrounds. */
 
 import { GROUNDS } from "./graphics.js";
+import { clockMarkup, stageMarkup } from "./stage_view.js";
 import { endings } from "./timeline.js";
 import { niceStep } from "./vectors.js";
 import { icon, options } from "./view_widget.js";
@@ -31,17 +32,8 @@ export const STYLE = `
 .turnaround-avatar .bar .cameras { flex: 1 1 60px; max-width: none; }
 .turnaround-avatar .bar input[type=color] { width: 26px; height: 24px; padding: 0; border: 0; background: none; }`;
 
-export const markup = () => `
-<div class="stage">
-  <div class="frame" hidden></div>
-  <div class="legend" hidden></div>
-  <div class="hint" hidden>${t("drag = turn · wheel = zoom · right-drag = move · double-click = back")}</div>
-  <div class="words"></div>
-</div>
-<div class="bar">
-  <button class="play" title="${t("Play or pause (space)")}"></button>
-  <input class="time" type="range" min="0" max="0" value="0" step="any" title="${t("Frame (arrow keys)")}">
-  <output></output>
+export const markup = () => `${stageMarkup('<div class="frame" hidden></div>')}
+<div class="bar">${clockMarkup("any")}
   <select class="speed" title="${t("Speed")}">${options(SPEEDS)}</select>
   <select class="ending" title="${t("After the last frame")}">${options(endings())}</select>
 </div>

@@ -3,7 +3,7 @@
 import { firstLook, lookFrom, moved, stageOf, turned, zoomed } from "./cloud_look.js";
 import { CloudScene } from "./cloud_scene.js";
 import { GROUNDS } from "./graphics.js";
-import { StageView } from "./stage_view.js";
+import { StageView, clockMarkup, stageMarkup } from "./stage_view.js";
 import { openStoredFile, sentenceOf } from "./stored_file.js";
 import { add, length } from "./vectors.js";
 import { icon, options, registerView } from "./view_widget.js";
@@ -28,16 +28,8 @@ const STYLE = `
 .turnaround-cloud .guessed { background: #f28c33; } .turnaround-cloud .near { background: #fce88c; }
 .turnaround-cloud .far { background: #3d2a6b; }`;
 
-const markup = () => `
-<div class="stage">
-  <div class="legend" hidden></div>
-  <div class="hint" hidden>${t("drag = turn · wheel = zoom · right-drag = move · double-click = back")}</div>
-  <div class="words"></div>
-</div>
-<div class="bar">
-  <button class="play" title="${t("Play or pause (space)")}"></button>
-  <input class="time" type="range" min="0" max="0" value="0" step="1" title="${t("Frame (arrow keys)")}">
-  <output></output>
+const markup = () => `${stageMarkup()}
+<div class="bar">${clockMarkup(1)}
   <select class="mode" title="${t("What the colours mean")}">${options(modes())}</select>
   <button class="ground" title="${t("Dark or light background")}">${icon("ground")}</button>
   <button class="home" title="${t("Back to the source camera's view (double-click)")}">${icon("home")}</button>

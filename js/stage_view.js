@@ -18,6 +18,20 @@ import { t } from "./words.js";
 const REST = 160; // milliseconds without a change until the picture is drawn finely
 const LARGEST = 4096; // pixels along a side of the canvas
 
+/** The picture's part of a view's markup; `over` lies on the picture, below the words. */
+export const stageMarkup = (over = "") => `
+<div class="stage">${over}
+  <div class="legend" hidden></div>
+  <div class="hint" hidden>${t("drag = turn · wheel = zoom · right-drag = move · double-click = back")}</div>
+  <div class="words"></div>
+</div>`;
+
+/** The clock's part of a bar; `step` of the slider in frames, or "any". */
+export const clockMarkup = (step) => `
+  <button class="play" title="${t("Play or pause (space)")}"></button>
+  <input class="time" type="range" min="0" max="0" value="0" step="${step}" title="${t("Frame (arrow keys)")}">
+  <output></output>`;
+
 export class StageView {
   /** `memory` keeps the choices of a creator with the node; `label` says what the canvas shows. */
   constructor(memory, { name, markup, label, empty }) {

@@ -41,22 +41,27 @@ def prepared(script: str = "", **settings):
 
 def load(page, graph: dict, shown: int = 2, size: tuple[int, int] = (420, 560)) -> None:
     """A graph whose last `shown` nodes stand side by side in the middle of the screen, unscaled."""
+    first = len(graph) + 1 - shown
+    places = {id: {"pos": [-900, 300 * id]} for id in range(1, first)}
+    for n in range(shown):
+        places[first + n] = {"pos": [(size[0] + 20) * n + 100, 140], "size": size}
+    load_at(page, graph, places)
+
+
+def load_at(page, graph: dict, places: dict[int, dict]) -> None:
+    """A graph, unscaled, each node with its `pos` and perhaps its `size`."""
     page.wait_for_function("() => window.app.graph.nodes.length")  # its own first graph has come
     page.evaluate("graph => window.app.loadApiJson(graph, 'test.json')", graph)
     page.wait_for_function(f"() => window.app.graph.nodes.length === {len(graph)}")
     # The newer nodes take places and sizes from a loaded graph only.
     page.evaluate(
-        """async ([first, size]) => {
+        """async (places) => {
           const { graph, canvas } = window.app, saved = graph.serialize();
-          for (const node of saved.nodes) {
-            const isShown = node.id >= first;
-            node.pos = isShown ? [(size[0] + 20) * (node.id - first) + 100, 140] : [-900, 300 * node.id];
-            if (isShown) node.size = size;
-          }
+          for (const node of saved.nodes) Object.assign(node, places[node.id]);
           await window.app.loadGraphData(saved, true, false);
           canvas.ds.scale = 1; canvas.ds.offset = [0, 0]; canvas.setDirty(true, true);
         }""",
-        [len(graph) + 1 - shown, size],
+        {str(id): place for id, place in places.items()},
     )
 
 

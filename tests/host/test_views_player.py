@@ -4,11 +4,11 @@ Every picture carries its own frame's and view's number as blocks, so what is on
 """
 
 import io
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from view_pages import load_at, prepared
 
 VIEWS, FRAMES, FPS = 6, 12, 10
 WIDTH, HEIGHT = 384, 240
@@ -141,28 +141,11 @@ def open_graph(open_page, graph, **settings):
     def prepare(page):
         page.answers = []
         page.on("requestfinished", lambda request: page.answers.append(request))
-        known = json.dumps({"Comfy.TutorialCompleted": True, **settings})
-        page.route(
-            "**/api/settings", lambda r: r.fulfill(body=known, content_type="application/json")
-        )
-        page.add_init_script(LIVE_PICTURES)
+        prepared(LIVE_PICTURES, **settings)(page)
 
     page = open_page(1300, 760, prepare)
-    page.wait_for_function("() => window.app.graph.nodes.length")  # its own first graph has come
-    page.evaluate("graph => window.app.loadApiJson(graph, 'player.json')", graph)
-    page.wait_for_function(f"() => window.app.graph.nodes.length === {len(graph)}")
-    page.evaluate(
-        """async ([id, place, size]) => {
-          const { graph, canvas } = window.app, saved = graph.serialize();
-          for (const node of saved.nodes) {
-            if (node.id === id) Object.assign(node, { pos: place, size });
-            else node.pos = [node.id % 2 ? -400 : 70, node.id < 3 ? 130 : 640];
-          }
-          await window.app.loadGraphData(saved, true, false);
-          canvas.ds.scale = 1; canvas.ds.offset = [0, 0]; canvas.setDirty(true, true);
-        }""",
-        [NODE, PLACE, SIZE],
-    )
+    places = {n: {"pos": [-400 if n % 2 else 70, 130 if n < 3 else 640]} for n in range(1, NODE)}
+    load_at(page, graph, places | {NODE: {"pos": PLACE, "size": SIZE}})
     page.evaluate("() => window.app.queuePrompt(0, 1)")
     Player(page).wait(state="ready")
     return page
