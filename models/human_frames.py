@@ -46,6 +46,9 @@ SECOND_CROP = (96, 96)
 """Width and height of the crop that is asked for the mask beside `CROP`, for the same reason."""
 SMALLEST_PERSON = 0.0008
 """Share of the frame that anybody must fill to be one."""
+ONE_COLOUR = 2 / 255
+"""Standard deviation below which a frame shows nobody: the net takes the edge between a black frame
+and the grey around it for people."""
 
 Choice = Literal["largest", "centre", "from the left"]
 CHOICES: tuple[Choice, ...] = ("largest", "centre", "from the left")
@@ -256,7 +259,7 @@ def _first_look(net, frames: Tensor, looking: Looking, device, step: _Counter):
         pictures = some.to(device).float()
         shares, pixel = _where_people_are(net, pictures)
         for picture, share in zip(pictures, shares, strict=True):
-            people = find_people(share)
+            people = find_people(share) if _shows_anything(picture) else []
             crowd = max(crowd, sum(p[4] >= 0.1 * people[0][4] for p in people) if people else 0)
             sized = [torch.cat([p[:4] * pixel, p[4:]]) for p in people]
             box = choose_person(sized, (W, H), looking.choice, looking.index,
@@ -272,6 +275,12 @@ def _first_look(net, frames: Tensor, looking: Looking, device, step: _Counter):
     return torch.stack(boxes), torch.tensor(known, device=device), torch.tensor(
         jumps, device=device
     ), int(crowd)  # fmt: skip
+
+
+def _shows_anything(
+    picture: Tensor,  # [3, H, W] 0..1
+) -> bool:
+    return bool((picture.flatten(1).std(1) > ONE_COLOUR).any())
 
 
 def _where_people_are(net: HumanNet, pictures: Tensor) -> tuple[Tensor, float]:

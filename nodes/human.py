@@ -165,8 +165,8 @@ class HumanGeometry(io.ComfyNode):
         )
         if not humans.present.any() and nobody == "stop":
             raise ValueError(
-                f"No person was found in the {len(pictures)} frames: check the clip, or choose "
-                "'empty mask' to go on without one."
+                f"No person was found in the {len(pictures)} frames of the clip: use one that shows "
+                "a person whole and not too small, or set 'nobody' to 'empty mask' to go on without."
             )
         notes = [humans.note] if humans.note else []
         if humans.present.any():
@@ -176,6 +176,8 @@ class HumanGeometry(io.ComfyNode):
                 f"the performer stands about {middle:.1f} m away ({source} height "
                 f"{humans.height:.2f} m, field of view {_degrees(K, pictures):.0f}°)"
             )
+        if frames == "one clip" and len(pictures) == 1:
+            notes.append("one frame makes a turnaround that stands still: give more for motion")
         note = run.say(cls, "; ".join(notes))
         H, W = pictures.shape[-2:]
         depth = Views(humans.depth[None, :, None], humans.masks[None], rig, fps)

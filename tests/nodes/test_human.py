@@ -153,6 +153,14 @@ def test_nobody_stops_or_gives_an_empty_mask(net):
     assert all(frame["people"] == [] for frame in pose) and "no person" in note
 
 
+def test_one_frame_is_told_to_make_a_still(net):
+    assert "stands still" in run_node(net, images=pictures()[:1])[-1]
+    assert "stands still" not in run_node(net)[-1]
+    assert "stands still" not in run_node(
+        net, images=pictures()[:1], frames="unrelated pictures"
+    )[-1]  # fmt: skip
+
+
 def test_no_clip_several_views_and_depth_are_refused(net):
     with pytest.raises(ValueError, match="Connect 'video' or 'images'"):
         run_node(net, images=None)

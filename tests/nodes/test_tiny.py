@@ -129,3 +129,13 @@ def test_human_net_bears_difficult_clips(human_net, spoil, least):
     clip = views.Views(frames[None], None, None, video.fps)
     mask, *_ = look(human_net, clip)
     assert mask_iou(mask, (masks[0] > 0.5 * masks.max()).float()) > least
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_human_net_finds_nobody_in_frames_of_one_colour(human_net, level):
+    """Edges between a black frame and the grey around it looked like somebody."""
+    blank = level + 0.002 * torch.rand(
+        1, 1, 3, 480, 272, generator=torch.Generator().manual_seed(0)
+    )
+    with pytest.raises(ValueError, match="No person was found in the 1 frames"):
+        look(human_net, views.Views(blank.clamp(0, 1), None, None, 16.0))
