@@ -103,11 +103,11 @@ def refine(
     """Views whose colours, places and outlines agree better, over time and with each other."""
     total, shown = settings.sweeps * views.frames.shape[1], [-1]
 
-    def tick(*_) -> None:
-        """Before the descent: nothing to show yet, but the cancel button counts."""
-        if on_step:
-            on_step(0, total)
+    def at(done: int) -> Step:
+        """Before and after the descent: nothing new to show, but the cancel button counts."""
+        return (lambda *_: on_step(done, total)) if on_step else lambda *_: None
 
+    tick, finish = at(0), at(total)
     known = _known(views, depth, tick)
     notes = list(known.notes)
     V, count = known.frames.shape[:2]
@@ -128,9 +128,8 @@ def refine(
         on_step(done, total, _preview(problem, f) if new else None)
 
     minimise(problem, order, history, step)
-    frames = _drawn(known, problem, window, inside)
-    if on_step:
-        on_step(total, total)
+    frames = _drawn(known, problem, window, inside, finish)
+    finish()
     return Refined(frames, history, tuple(notes))
 
 
@@ -224,7 +223,7 @@ def _problem(
         if settings.surface and not links:
             notes.append("no two views see the same surface: nothing is compared across views")
     shaken = _shaken(pose, window, rig, settings, notes)
-    drift = _drift(small, solid, shaken, rig, settings)
+    drift = _drift(small, solid, shaken, rig, settings, tick)
     if settings.temporal and count > 1:
         cv2 = opencv("'temporal' follows motion, which", "set it to 0, or ")
         for v in range(V):
@@ -232,7 +231,7 @@ def _problem(
             flows.append(flow_both_ways(small[v], cv2))
             links += over_time(*flows[v], solid[v], v)
         if near is not None:
-            curves = bends(flows, solid, near, rig, drift)
+            curves = bends(flows, solid, near, rig, drift, tick)
     empty = [v for v in range(V) if not inside[v].any()]
     if empty:
         notes.append(f"nobody in views {empty}: they stay as they are")
@@ -273,7 +272,12 @@ def _texture_fits(
 
 
 def _drift(
-    small: Tensor, solid: Tensor, shaken: Tensor | None, rig: Rig | None, settings: Settings
+    small: Tensor,
+    solid: Tensor,
+    shaken: Tensor | None,
+    rig: Rig | None,
+    settings: Settings,
+    tick: Step = lambda: None,
 ) -> Tensor:
     """[V, F, 2] by how many pixels the whole performer shakes: from its outline against that of the
     geometry where the background is plain, else from keypoints, as far as views differ there."""
@@ -285,6 +289,7 @@ def _drift(
         sizes = shaken.square().sum(2).nanmean(1).sqrt().nan_to_num()
         usual = max(usual, USUAL_SHAKE * float(sizes.median()))
     for v in range(len(small)):
+        tick()
         alpha = silhouette(small[v], solid[v])
         if alpha is not None:
             drift[v] = drift_of(outline_shifts(alpha, solid[v].float()))
@@ -350,11 +355,12 @@ def _nearest(window: Window, maps: Tensor) -> Tensor:  # [F, H, W]
 # --- the fields put to use ------------------------------------------------------------------------
 
 
-def _drawn(known: Known, problem: Problem, window: Window, inside: Tensor) -> Tensor:
+def _drawn(known: Known, problem: Problem, window: Window, inside: Tensor, tick: Step) -> Tensor:
     """All pictures with their fields, in full size."""
     result = known.frames.clone()
     everywhere = _colours_everywhere(known, problem, inside)
     for (v, f), fields in problem.fields.items():
+        tick()
         if not fields.shift.any() and not fields.colour.any():
             continue
         matte = _matte(inside[v, f])

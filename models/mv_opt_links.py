@@ -339,7 +339,12 @@ def _agreed(bends: list[tuple[Bend, Tensor]], rig: Rig) -> list[Tensor]:
 
 
 def bends(
-    flows: list[tuple[Tensor, Tensor]], masks: Tensor, depth: Tensor, rig: Rig, drift: Tensor
+    flows: list[tuple[Tensor, Tensor]],
+    masks: Tensor,
+    depth: Tensor,
+    rig: Rig,
+    drift: Tensor,
+    tick: Callable[[], None] = lambda: None,  # called now and then: may raise to stop
 ) -> list[Bend]:
     """All views' accelerations less those that they agree on; flows one pair a view.
 
@@ -347,11 +352,13 @@ def bends(
     V, count = masks.shape[:2]
     found: list[tuple[Bend, Tensor]] = []
     for v in range(V):
+        tick()
         for bend, world in _bends_of_view(*flows[v], masks[v], depth[v], rig.select([v]), v):
             steady = bend.excess - _second_difference(drift[v], bend.frame)
             found.append((replace(bend, excess=steady), world))
     left, common = [], []
     for f in range(1, count - 1):
+        tick()
         now = [pair for pair in found if pair[0].frame == f]
         if len({bend.view for bend, _ in now}) < 2:
             continue

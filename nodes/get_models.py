@@ -78,7 +78,7 @@ class GetModels(io.ComfyNode):
                 io.Combo.Input("what", options=[r.name for r in ROUTES],
                                tooltip="Files that are used together: the model, its text encoder, "
                                "its VAE. The help page has sizes and licences."),
-                io.Boolean.Input("download", default=False, label_on="fetch what is missing",
+                io.Boolean.Input("download", default=False, label_on="fetch",
                                  label_off="only look",
                                  tooltip="Off: nothing is fetched, the note lists what is missing. On: "
                                  "Run fetches it; Cancel stops at once, and the next Run goes on from "

@@ -805,6 +805,27 @@ def test_what_the_callback_raises_stops_the_refiner(short):
         run(short, on_step=cancel)
 
 
+@pytest.mark.parametrize(
+    "module, work",
+    [(mv_opt, "outline_shifts"), (mv_opt_links, "_bends_of_view"), (mv_opt_links, "_agreed"),
+     (mv_opt, "_applied")],
+)  # fmt: skip
+def test_the_cancel_button_counts_before_every_piece_of_work(scene, monkeypatch, module, work):
+    """Pieces of a quarter of a second: a row of them without a word to the caller is seconds."""
+    heard, asked = [], []
+    do = getattr(module, work)
+
+    def counted(*given):
+        asked.append(len(heard))
+        return do(*given)
+
+    monkeypatch.setattr(module, work, counted)
+    spoiled = scene.frames.clone()
+    spoiled[1] = (spoiled[1] * 0.8).roll(1, dims=-1)
+    run(scene, spoiled, QUICK, on_step=lambda *_: heard.append(1))
+    assert len(asked) >= 2 and len(set(asked)) == len(asked)
+
+
 def test_window_of_one_pixel_is_not_too_small():
     inside = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     inside[0, 0, 2, 2] = True
