@@ -12,6 +12,7 @@ from . import (
     body,
     body_bvh,
     cameras,
+    clips,
     cloud,
     conditioning,
     conditioning_svd,
@@ -50,6 +51,7 @@ from .node_previews import showing_views
 
 NODES: list[type[io.ComfyNode]] = [
     *views.NODES,
+    *clips.NODES,
     *human.NODES,
     *annotators.NODES,
     *depth.NODES,

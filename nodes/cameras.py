@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..models.body import Body
+from ..models.camera_views import SAME_SHAPE
 from ..models.cameras import (
     LONE_DISTANCE,
     Rig,
@@ -31,8 +32,6 @@ from . import run
 from .sockets import BODY, CLOUD, RIG, VIEWS
 
 CATEGORY = "Turnaround/3 cameras"
-SAME_SHAPE = 0.01
-"""Share by which width over height of footage and calibration may differ."""
 RIG_FILES = (".json", ".toml", ".txt", ".xml")
 
 

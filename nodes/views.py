@@ -1,4 +1,4 @@
-"""Views in and out: sample performer, video, pictures, latents, preview, files."""
+"""Views in and out: sample performer, pictures, latents, preview, files. Clips: clips.py."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -146,145 +146,6 @@ def _source_camera(posed, width: int, height: int) -> Rig:
 def _render(posed, look, rig: Rig) -> performer.RenderedClip:
     bar = run.progress(len(rig) * len(posed.vertices))
     return performer.render_performer(posed, look, rig, on_step=bar)
-
-
-class VideoToViews(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurnaroundVideoToViews",
-            display_name="Video to Views",
-            category=CATEGORY,
-            description="Turns your clip (VIDEO, or IMAGE frames) and, if you have one, its mask "
-            "into a one-view VIEWS, at a size and length that video models take.",
-            inputs=[
-                io.Video.Input("video", optional=True, tooltip="Your clip."),
-                io.Image.Input("images", optional=True,
-                               tooltip="Or the clip as frames; used when no video is connected."),
-                io.Mask.Input("mask", optional=True,
-                              tooltip="The performer in white, one mask a frame or one for all."),
-                io.Int.Input("width", default=0, min=0, max=4096, step=16,
-                             tooltip="New width in pixels; 0 keeps the clip's. The picture is "
-                             "scaled and its middle cut out, never stretched."),
-                io.Int.Input("height", default=0, min=0, max=4096, step=16,
-                             tooltip="New height in pixels; 0 keeps the clip's."),
-                io.Int.Input("start_frame", default=0, min=0, max=100_000,
-                             tooltip="First frame to use."),
-                io.Int.Input("max_frames", default=49, min=1, max=1001, step=4,
-                             tooltip="How many frames to use at most; fewer need less time."),
-                io.Int.Input("every_nth", default=1, min=1, max=16,
-                             tooltip="Use every n-th frame: 60 frames a second want 3 or 4."),
-                io.Float.Input("fps", default=16.0, min=1.0, max=240.0, step=0.5,
-                               tooltip="Frames a second of IMAGE frames; a VIDEO knows its own."),
-            ],
-            outputs=[
-                VIEWS.Output(display_name="views", tooltip="The clip as one view."),
-                io.String.Output(display_name="note", tooltip="What was changed to fit."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, width, height, start_frame, max_frames, every_nth, fps,
-        video=None, images=None, mask=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        if video is not None:
-            images, fps = _decoded(video)
-        if images is None:
-            raise ValueError("Connect 'video' or 'images': Video to Views has no clip to work on.")
-        total = len(images)
-        if start_frame >= total:
-            raise ValueError(
-                f"start_frame is {start_frame}, but the clip has only {total} frames: lower it."
-            )
-        images = images[start_frame::every_nth][:max_frames]
-        H, W = images.shape[1:3]
-        count, width, height, note = snapped(len(images), width or W, height or H)
-        frames = resize_frames(image_to_frames(images[:count]).float(), width, height)
-        masks = None
-        if mask is not None:
-            masks = _fit_mask(mask, total, start_frame, every_nth, count, (W, H), (width, height))
-        run.say(cls, note)
-        return io.NodeOutput(Views(frames[None], masks, None, fps / every_nth), note)
-
-
-def _decoded(video) -> tuple[Tensor, float]:
-    """Frames [F, H, W, 3] and frames a second of ComfyUI's video.
-
-    Raises ValueError where no decoder reads the file: the decoder's own words tell a creator only a
-    number and a path.
-    """
-    import av  # takes long: only where a file is read
-
-    try:
-        components = video.get_components()
-    except av.FFmpegError:
-        raise ValueError(
-            "The file in 'video' cannot be read as a video: it may be broken, cut off, or of another "
-            "kind. Play it in a video player; where it plays there, export it as mp4 (H.264) and "
-            "load that."
-        ) from None
-    return components.images, float(components.frame_rate)
-
-
-def _fit_mask(mask, total, start, step, count, old, new) -> Tensor:
-    """The mask of the chosen frames at the new size, [1, F, H, W]."""
-    if mask.ndim == 2:
-        mask = mask[None]
-    if len(mask) not in (1, total):
-        raise ValueError(
-            f"The mask has {len(mask)} frames but the clip has {total}: give one mask a frame, or "
-            "a single one for all."
-        )
-    if tuple(mask.shape[2:0:-1]) != old:
-        raise ValueError(
-            f"The mask is {mask.shape[2]}x{mask.shape[1]} but the clip is {old[0]}x{old[1]}: "
-            "make the mask from the same frames."
-        )
-    mask = mask.expand(total, -1, -1) if len(mask) == 1 else mask
-    chosen = mask[start::step][:count, None].float()
-    return resize_frames(chosen, *new)[:, 0].clamp(0, 1)[None]
-
-
-class ImagesToViews(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurnaroundImagesToViews",
-            display_name="Images to Views",
-            category=CATEGORY,
-            description="Puts an IMAGE batch that holds several views (all frames of the first "
-            "view, then all of the second, ...) back into VIEWS.",
-            inputs=[
-                io.Image.Input("images", tooltip="V x F pictures, view after view."),
-                io.Int.Input("views", default=8, min=1, max=64,
-                             tooltip="How many views the batch holds; ignored with a rig."),
-                io.Float.Input("fps", default=16.0, min=1.0, max=240.0, step=0.5,
-                               tooltip="Frames a second."),
-                RIG.Input("rig", optional=True, tooltip="The cameras of the views."),
-                io.Mask.Input("mask", optional=True, tooltip="V x F masks, in the same order."),
-            ],
-            outputs=[VIEWS.Output(display_name="views", tooltip="The views.")],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls, images, views, fps, rig=None, mask=None) -> io.NodeOutput:
-        V = len(rig) if rig is not None else views
-        if len(images) % V:
-            raise ValueError(
-                f"{len(images)} images can't be shared evenly by {V} views: set 'views' to a "
-                "number that divides them, or connect all frames of every view."
-            )
-        frames = rearrange(image_to_frames(images), "(v f) c h w -> v f c h w", v=V)
-        if mask is not None and mask.ndim == 2:
-            mask = mask[None]
-        if mask is not None and len(mask) != len(images):
-            raise ValueError(f"There are {len(images)} images but {len(mask)} masks: give as many.")
-        masks = rearrange(mask, "(v f) h w -> v f h w", v=V) if mask is not None else None
-        if rig is not None:
-            rig = rig.resized(frames.shape[-1], frames.shape[-2])
-        return io.NodeOutput(Views(frames, masks, rig, fps))
 
 
 def pick_view(views: Views, view: int) -> int:
@@ -593,8 +454,6 @@ class SaveViews(io.ComfyNode):
 
 NODES: list[type[io.ComfyNode]] = [
     SamplePerformer,
-    VideoToViews,
-    ImagesToViews,
     ViewsToImages,
     ViewsToVideo,
     EncodeViews,

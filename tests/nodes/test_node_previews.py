@@ -11,9 +11,10 @@ from comfy_api.internal import make_locked_method_func
 from comfy_api.latest import io
 from turnaround.models.views import Views
 from turnaround.nodes import NODES, node_previews, showing_views
+from turnaround.nodes.clips import ImagesToViews
 from turnaround.nodes.node_previews import is_wanted
 from turnaround.nodes.sockets import VIEWS
-from turnaround.nodes.views import ImagesToViews, PreviewViews
+from turnaround.nodes.views import PreviewViews
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.wan.vae import WanVAE
-from comfy_api.latest import InputImpl, Types
 from turnaround.models.cameras import orbit_rig
 from turnaround.models.views import Views
 from turnaround.nodes import run
 from turnaround.nodes import views as nodes
+from turnaround.nodes.clips import ImagesToViews
 
 
 def ring(views: int, width: int = 16, height: int = 16, names: tuple[str, ...] = ()):
@@ -26,12 +26,6 @@ def ring(views: int, width: int = 16, height: int = 16, names: tuple[str, ...] =
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def video_to_views(**inputs):
-    """Runs the node with the defaults of its widgets."""
-    widgets = dict(width=0, height=0, start_frame=0, max_frames=49, every_nth=1, fps=16.0)
-    return nodes.VideoToViews.execute(**{**widgets, **inputs}).args
 
 
 def random_vae(network: torch.nn.Module) -> comfy.sd.VAE:
@@ -85,86 +79,6 @@ def frame_count(path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-# Video to Views
-
-
-def test_frames_and_sizes_that_fit_pass_unchanged():
-    images = noise(9, 32, 48, 3)
-    views, note = video_to_views(images=images)
-    assert torch.equal(views.frames[0], images.movedim(-1, 1))
-    assert note == "" and views.fps == 16.0 and views.masks is None
-
-
-def test_a_clip_is_snapped_with_a_note():
-    views, note = video_to_views(images=noise(7, 33, 45, 3))
-    assert views.frames.shape == (1, 5, 3, 32, 48)
-    assert "7 frames became 5" in note and "45x33 became 48x32" in note
-
-
-def test_a_video_brings_its_own_rate():
-    clip = InputImpl.VideoFromComponents(
-        Types.VideoComponents(images=noise(9, 16, 16, 3), frame_rate=Fraction(30))
-    )
-    views, _ = video_to_views(video=clip, every_nth=2, fps=99.0)
-    assert views.frames.shape[1] == 5 and views.fps == 15.0
-
-
-def test_a_video_file_becomes_views(folders):
-    frames = noise(5, 3, 32, 32)
-    nodes.write_mp4(folders / "clip.mp4", frames, 12)
-    views, _ = video_to_views(video=InputImpl.VideoFromFile(str(folders / "clip.mp4")))
-    assert views.frames.shape == (1, 5, 3, 32, 32) and views.fps == 12.0
-
-
-def test_start_step_and_limit_choose_the_frames():
-    images = torch.arange(40.0)[:, None, None, None].expand(-1, 16, 16, 3) / 40
-    mask = images[..., 0]
-    views, _ = video_to_views(
-        images=images, mask=mask, start_frame=3, every_nth=4, max_frames=5, fps=60.0
-    )
-    expected = torch.tensor([3.0, 7, 11, 15, 19]) / 40
-    assert torch.equal(views.frames[0, :, 0, 0, 0], expected)
-    assert torch.equal(views.masks[0, :, 0, 0], expected)
-    assert views.fps == 15.0
-
-
-def test_one_mask_serves_all_frames_and_is_scaled_with_them():
-    mask = torch.zeros(60, 100)
-    mask[:, 50:] = 1.0
-    views, _ = video_to_views(images=noise(5, 60, 100, 3), mask=mask, width=64, height=64)
-    assert views.masks.shape == (1, 5, 64, 64)
-    assert not views.masks[..., :30].any() and (views.masks[..., 34:] > 0.999).all()
-
-
-def test_a_file_that_is_no_video_is_named_in_one_sentence(tmp_path):
-    path = tmp_path / "broken.mp4"
-    path.write_bytes(b"this is not a video" * 100)
-    with pytest.raises(ValueError, match="'video' cannot be read as a video.*export it as mp4"):
-        video_to_views(video=InputImpl.VideoFromFile(str(path)))
-
-
-@pytest.mark.parametrize(
-    ("inputs", "sentence"),
-    [
-        ({}, "Connect 'video' or 'images'"),
-        ({"images": noise(3, 16, 16, 3), "start_frame": 3}, "start_frame is 3.*only 3 frames"),
-        ({"images": noise(5, 16, 16, 3), "mask": noise(4, 16, 16)}, "has 4 frames .* has 5"),
-        ({"images": noise(5, 16, 16, 3), "mask": noise(5, 16, 32)}, "is 32x16 but .* 16x16"),
-    ],
-)
-def test_a_clip_that_can_not_be_used_is_refused_in_one_sentence(inputs, sentence):
-    with pytest.raises(ValueError, match=sentence) as error:
-        video_to_views(**inputs)
-    assert str(error.value).endswith(".") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_one_frame_of_any_channel_count_becomes_a_colour_view(channels):
-    images = noise(1, 17, 21, channels)
-    views, _ = video_to_views(images=images)
-    assert views.frames.shape == (1, 1, 3, 16, 16)
-
-
 # Images and back, Video
 
 
@@ -172,7 +86,7 @@ def test_one_frame_of_any_channel_count_becomes_a_colour_view(channels):
 def test_images_to_views_and_back_is_exact(with_rig):
     images, mask = noise(6, 18, 22, 3), noise(6, 18, 22, seed=1)
     rig = ring(2) if with_rig else None
-    views = nodes.ImagesToViews.execute(images, 2, 24.0, rig, mask).args[0]
+    views = ImagesToViews.execute(images, 2, 24.0, rig, mask).args[0]
     assert views.frames.shape == (2, 3, 3, 18, 22) and views.fps == 24.0
     if with_rig:
         assert (views.rig.width, views.rig.height) == (22, 18)
@@ -183,17 +97,17 @@ def test_images_to_views_and_back_is_exact(with_rig):
 
 
 def test_a_single_flat_mask_fits_a_single_image():
-    views = nodes.ImagesToViews.execute(noise(1, 16, 16, 3), 1, 16.0, None, noise(16, 16)).args[0]
+    views = ImagesToViews.execute(noise(1, 16, 16, 3), 1, 16.0, None, noise(16, 16)).args[0]
     assert views.masks.shape == (1, 1, 16, 16)
 
 
 def test_images_that_views_can_not_share_are_refused():
     with pytest.raises(ValueError, match="7 images can't be shared evenly by 2 views"):
-        nodes.ImagesToViews.execute(noise(7, 16, 16, 3), 2, 16.0)
+        ImagesToViews.execute(noise(7, 16, 16, 3), 2, 16.0)
     with pytest.raises(ValueError, match="7 images can't be shared evenly by 3 views"):
-        nodes.ImagesToViews.execute(noise(7, 16, 16, 3), 7, 16.0, ring(3))
+        ImagesToViews.execute(noise(7, 16, 16, 3), 7, 16.0, ring(3))
     with pytest.raises(ValueError, match="6 images but 5 masks"):
-        nodes.ImagesToViews.execute(noise(6, 16, 16, 3), 2, 16.0, None, noise(5, 16, 16))
+        ImagesToViews.execute(noise(6, 16, 16, 3), 2, 16.0, None, noise(5, 16, 16))
 
 
 def test_a_view_number_that_does_not_exist_is_refused():
