@@ -75,10 +75,13 @@ def _cut(
     if not sure.any() or inside.all():
         return share > 0.5
     inside = grab_cut(tall, label, ROUNDS, lambda: step(0)).reshape(share.shape)
-    return np.stack([_with_seed(i, s) for i, s in zip(inside, sure, strict=True)])
+    return np.stack([with_seed(i, s) for i, s in zip(inside, sure, strict=True)])
 
 
-def _with_seed(inside: np.ndarray, sure: np.ndarray) -> np.ndarray:
+def with_seed(
+    inside: np.ndarray,  # [H, W] bool
+    sure: np.ndarray,  # [H, W]
+) -> np.ndarray:  # [H, W] bool
     """The connected parts that hold something sure."""
     cv2 = opencv()
     _, number = cv2.connectedComponents(inside.astype(np.uint8))

@@ -257,7 +257,7 @@ def _first_look(net, frames: Tensor, looking: Looking, device, step: _Counter):
     previous = None
     for some in frames.split(looking.chunk):
         pictures = some.to(device).float()
-        shares, pixel = _where_people_are(net, pictures)
+        shares, pixel = where_people_are(net, pictures)
         for picture, share in zip(pictures, shares, strict=True):
             people = find_people(share) if _shows_anything(picture) else []
             crowd = max(crowd, sum(p[4] >= 0.1 * people[0][4] for p in people) if people else 0)
@@ -283,7 +283,10 @@ def _shows_anything(
     return bool((picture.flatten(1).std(1) > ONE_COLOUR).any())
 
 
-def _where_people_are(net: HumanNet, pictures: Tensor) -> tuple[Tensor, float]:
+def where_people_are(
+    net: HumanNet,
+    pictures: Tensor,  # [B, 3, H, W] 0..1
+) -> tuple[Tensor, float]:
     """Shares [B, h, w] of any person, over the frame and some grey beyond it, and how many of the
     frame's pixels one of theirs is."""
     H, W = pictures.shape[-2:]
