@@ -110,6 +110,11 @@ void main() {
   number = texelFetch(order, texelOf(uint(rank)), 0).r;
   ivec2 at = texelOf(number);
   Splat a = unpack(texelFetch(low, at, 0)), b = unpack(texelFetch(high, at, 0));
+  // Girths of 0 mean hidden: the nearer frame decides, and a shape comes from where there is one.
+  bool early = any(greaterThan(a.girths, vec3(0.0))), late = any(greaterThan(b.girths, vec3(0.0)));
+  if (!(share < 0.5 ? early : late)) return;
+  if (!early) a = b;
+  if (!late) b = a;
   vec3 place = boxLow + boxSize * mix(a.place, b.place, share);
   vec3 seen = (view * vec4(place, 1.0)).xyz;
   float opacity = float(texelFetch(opacities, at, 0).r) / 255.0;

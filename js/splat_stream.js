@@ -2,11 +2,12 @@
  * An avatar's frames from the file that models/splat_stream.py writes and describes. No page is needed.
  *
  * A frame is 16 bytes a Gaussian, as one texel of the graphics card holds them: x y z as uint16, a
- * quaternion w x y z as int8, three logarithms of scales and red green blue as uint8. With harmonics
+ * quaternion w x y z as int8, three logarithms of scales and red green blue as uint8; scales of 0 0 0 are
+ * those of a Gaussian whose turn it isn't. With harmonics
  * there are four bytes more: what the light makes of red, green and blue, and nothing.
  */
 
-export const MAGIC = "TURNSPL1";
+export const MAGIC = "TURNSPL2";
 
 async function inflated(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));

@@ -21,13 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .avatar_free import Followed, Nodes, between, moved
+from .avatar_free import HIDDEN, Followed, NodeCloud, Nodes, between
 from .avatar_light import NUMBERS, lit
 from .avatar_mesh import Skin, SkinSpots, pose_spots, posed, spots_of
 from .avatar_uv import Atlas, DetailNet, Shown, detailed, moved_maps
 from .body import Body
 from .fit_body import Places
-from .quats import turned
 from .splats import Splats
 from .whole_file import whole_file
 
@@ -55,6 +54,9 @@ class SkinMotion:
     def __post_init__(self) -> None:
         _check_numbers(self.places.faces, len(self.body.faces), "triangle")
         _check_light(self.light)
+
+    def __len__(self) -> int:
+        return len(self.places.faces)
 
     @property
     def frame_count(self) -> int:
@@ -86,33 +88,62 @@ class SkinMotion:
         stand = pose_spots(self.spots, pose)
         return lit(posed(splats, self.spots, stand), stand.normals, self.light)
 
+    def shown(self, splats: Splats, time: float) -> Splats:
+        return self.at(splats, time)
+
 
 @dataclass(frozen=True)
 class NodeMotion:
-    """Gaussians follow control nodes."""
+    """Gaussians follow control nodes; clouds of them take turns."""
 
-    nodes: Nodes
-    followed: Followed
-    normals: Tensor
-    """[n, 3] canonical, outwards, of length 1."""
+    clouds: tuple[NodeCloud, ...]
+    """In the order of time and of the avatar's Gaussians. Of one there are all frames."""
     light: Tensor
     """[9, 3], `avatar_light`."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self.followed.nodes, len(self.nodes.places), "control node")
-        if self.normals.shape != (len(self.followed), 3):
-            raise ValueError(
-                f"{len(self.followed)} Gaussians have normals of shape {list(self.normals.shape)}."
-            )
+        for cloud in self.clouds:
+            _check_numbers(cloud.followed.nodes, len(cloud.nodes.places), "control node")
         _check_light(self.light)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clouds))
 
     @property
     def frame_count(self) -> int:
-        return self.nodes.frame_count
+        return sum(cloud.nodes.frame_count for cloud in self.clouds)
+
+    @property
+    def firsts(self) -> list[int]:
+        """The frame with which each cloud's turn begins."""
+        counts = [cloud.nodes.frame_count for cloud in self.clouds]
+        return [sum(counts[:i]) for i in range(len(counts))]
+
+    def turn(self, time: float) -> int:
+        """Which cloud is shown: that of the nearest frame."""
+        return max(i for i, first in enumerate(self.firsts) if i == 0 or time >= first - 0.5)
 
     def at(self, splats: Splats, time: float) -> Splats:
-        world, turns = moved(splats, self.followed, self.nodes, time)
-        return lit(world, turned(turns, self.normals), self.light)
+        """All of them; hidden but for the cloud whose turn it is."""
+        turn, there = self.turn(time), []
+        for i in range(len(self.clouds)):
+            part = self._stand(splats, i, time)
+            if i != turn:
+                part = replace(part, opacities=torch.full_like(part.opacities, HIDDEN))
+            there.append(part)
+        return Splats(*map(torch.cat, zip(*(part.tensors() for part in there), strict=True)))
+
+    def shown(self, splats: Splats, time: float) -> Splats:
+        """Those of the cloud whose turn it is."""
+        return self._stand(splats, self.turn(time), time)
+
+    def _stand(self, splats: Splats, i: int, time: float) -> Splats:
+        parts = zip(
+            *(t.split([len(c) for c in self.clouds]) for t in splats.tensors()), strict=True
+        )
+        own = Splats(*list(parts)[i])
+        world, normals = self.clouds[i].at(own, time - self.firsts[i])
+        return lit(world, normals, self.light)
 
 
 def _check_light(light: Tensor) -> None:
@@ -139,13 +170,10 @@ class Avatar:
     """Frames a second."""
 
     def __post_init__(self) -> None:
-        hung = self.motion.places.faces if isinstance(self.motion, SkinMotion) else (
-            self.motion.followed.nodes
-        )  # fmt: skip
-        if len(hung) != len(self.splats) or not len(self.splats):
+        if len(self.motion) != len(self.splats) or not len(self.splats):
             raise ValueError(
-                f"An avatar of {len(self.splats)} Gaussians has {len(hung)} that move: distil it "
-                "again."
+                f"An avatar of {len(self.splats)} Gaussians has {len(self.motion)} that move: distil "
+                "it again."
             )
         if not self.fps > 0:
             raise ValueError(f"Frames a second must be above 0, got {self.fps}.")
@@ -161,8 +189,14 @@ class Avatar:
 
     @torch.no_grad()
     def at(self, time: float) -> Splats:
-        """The Gaussians in the world at a time in frames."""
+        """The Gaussians in the world at a time in frames: all of them, hidden where it isn't their
+        turn."""
         return self.motion.at(self.splats, time)
+
+    @torch.no_grad()
+    def shown(self, time: float) -> Splats:
+        """Those of `at` that have their turn: what is to be drawn."""
+        return self.motion.shown(self.splats, time)
 
     def moved(self, body: Body) -> Avatar:
         """The same person in the motion and the shape of another body of the same mesh. Its template
@@ -202,7 +236,7 @@ class Avatar:
 KIND = "turnaround_avatar"
 SPLATS, BODY, PLACES, NODES, FOLLOWED = "splats.", "body.", "places.", "nodes.", "followed."
 NET, SHOWN, LIGHT, NORMALS = "net.", "shown.", "light", "normals"
-"""How the names of a file's tensors begin."""
+"""How the names of a file's tensors begin. Those of a second cloud begin with nodes1. and so on."""
 
 
 def _named(start: str, thing: object) -> dict[str, Tensor]:
@@ -210,15 +244,20 @@ def _named(start: str, thing: object) -> dict[str, Tensor]:
     return {start + k: v for k, v in held.items() if torch.is_tensor(v)}
 
 
+def _of_cloud(name: str, i: int) -> str:
+    """The first cloud's names are those of files from before there were several."""
+    bare = name.removesuffix(".")
+    return f"{bare}{i or ''}{name[len(bare) :]}"
+
+
 def _tensors(avatar: Avatar) -> dict[str, Tensor]:
     tensors, motion = _named(SPLATS, avatar.splats), avatar.motion
     if isinstance(motion, NodeMotion):
-        return (
-            tensors
-            | _named(NODES, motion.nodes)
-            | _named(FOLLOWED, motion.followed)
-            | {NORMALS: motion.normals, LIGHT: motion.light}
-        )
+        for i, cloud in enumerate(motion.clouds):
+            tensors |= _named(_of_cloud(NODES, i), cloud.nodes)
+            tensors |= _named(_of_cloud(FOLLOWED, i), cloud.followed)
+            tensors[_of_cloud(NORMALS, i)] = cloud.normals
+        return tensors | {LIGHT: motion.light}
     tensors |= _named(BODY, motion.body) | _named(PLACES, motion.places) | {LIGHT: motion.light}
     if motion.detail is not None:
         tensors |= {NET + k: v for k, v in motion.detail.net.state_dict().items()}
@@ -259,9 +298,12 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 def _motion(tensors: Mapping[str, Tensor], fps: float) -> SkinMotion | NodeMotion:
     if not _below(BODY, tensors):
-        followed = Followed(**_below(FOLLOWED, tensors))
-        nodes = Nodes(**_below(NODES, tensors))
-        return NodeMotion(nodes, followed, tensors[NORMALS], tensors[LIGHT])
+        clouds = []
+        while nodes := _below(_of_cloud(NODES, len(clouds)), tensors):
+            followed = Followed(**_below(_of_cloud(FOLLOWED, len(clouds)), tensors))
+            normals = tensors[_of_cloud(NORMALS, len(clouds))]
+            clouds.append(NodeCloud(Nodes(**nodes), followed, normals))
+        return NodeMotion(tuple(clouds), tensors[LIGHT])
     detail = None
     if _below(NET, tensors):
         net = DetailNet().to(tensors[LIGHT].device)

@@ -29,9 +29,6 @@ COMPARED = 160
 """Pixels across the pictures in which it is."""
 LAST = 0.25
 """Share of the steps, the last ones, whose losses tell how views agree."""
-LOST = 0.55
-"""Distance of a carried skin from the frame's own beyond which the performer was lost: between what
-was measured for both (`avatar_tracking.Tracked`)."""
 AWAY = 1.6
 """Times the median view's loss beyond which a view disagrees with the others."""
 
@@ -120,14 +117,15 @@ def misfit_note(
     return ""
 
 
-def lost_note(apart: Tensor) -> str:  # [F] of FreeTraining
-    """Frames in which a performer without a body could not be followed."""
-    lost = (apart > LOST).nonzero()[:, 0].tolist()
-    if not lost:
+def turns_note(turns: list[int]) -> str:  # [F] of FreeTraining
+    """Where a performer without a body could not be followed."""
+    begin = [f for f in range(1, len(turns)) if turns[f] != turns[f - 1]]
+    if not begin:
         return ""
     return (
-        f"in {len(lost)} of {len(apart)} frames ({_first_ones(lost)}) the performer has moved or turned "
-        "too far to be followed, and will look smeared: use more frames a second, fewer frames, or connect 'body'"
+        f"the motion was too quick to follow through the whole clip: {len(begin) + 1} clouds take "
+        f"turns (new ones begin at frames {_first_ones(begin)}) and the motion jumps between them; "
+        "use more frames a second or connect 'body' for one that moves throughout"
     )
 
 

@@ -5,7 +5,8 @@ Schmid and Pauly 2007; nodes under Gaussians as in SC-GS). A node has a place in
 at every frame a turn and a place to be. A Gaussian goes with its nearest nodes by weights that fall
 smoothly with distance; times between two frames lie between their turns and places.
 
-Canonical space is the world at one frame of the clip.
+Canonical space is the world at one frame of the clip. Where a motion is too quick for one cloud of
+Gaussians, several take turns (`avatar_tracking`), each with nodes and a canonical space of its own.
 """
 
 from __future__ import annotations
@@ -196,6 +197,40 @@ def moved(
     means = _carried(splats.means, followed, nodes.places, quats, goes)
     rotations = multiplied(turns, unit(splats.rotations))
     return Splats(means, rotations, *splats.tensors()[2:]), turns
+
+
+HIDDEN = -20.0
+"""Logit of the opacity of Gaussians whose turn it isn't: 2e-9."""
+
+
+@dataclass(frozen=True)
+class NodeCloud:
+    """n Gaussians that show a performer through some frames of a clip."""
+
+    nodes: Nodes
+    """Over these frames."""
+    followed: Followed
+    """[n]"""
+    normals: Tensor
+    """[n, 3] canonical, outwards, of length 1."""
+
+    def __post_init__(self) -> None:
+        if self.normals.shape != (len(self.followed), 3):
+            raise ValueError(
+                f"{len(self.followed)} Gaussians have normals of shape {list(self.normals.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.followed)
+
+    def at(
+        self,
+        splats: Splats,  # [n] canonical
+        time: float,  # of its own frames
+    ) -> tuple[Splats, Tensor]:  # [n] in the world, and their normals [n, 3]
+        """Where they are; held before its first frame and after its last."""
+        world, turns = moved(splats, self.followed, self.nodes, time)
+        return world, turned(turns, self.normals)
 
 
 class Ties:

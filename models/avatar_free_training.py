@@ -2,9 +2,9 @@
 
 Stage: VIEWS + RIG -> AVATAR (`distilling`), for clothes, hair and whatever has no mesh. Before the
 first step the skin of every frame is carved out of the masks (`avatar_start`) and nodes carry the
-skin of one frame to the others (`avatar_tracking`). Then Gaussians, nodes and the light are learned
-together from the pictures; nodes are kept as rigid among each other as they can (`avatar_free.Ties`)
-and smooth over time.
+skin of one frame to the others, or of several frames that take turns (`avatar_tracking`). Then
+Gaussians, nodes and the light are learned together from the pictures; nodes are kept as rigid among
+each other as they can (`avatar_free.Ties`) and smooth over time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from .avatar import Avatar, NodeMotion
-from .avatar_free import Followed, Nodes, Ties, follow, moved, nearest
+from .avatar_free import Followed, NodeCloud, Nodes, Ties, follow, nearest
 from .avatar_growth import GrowingSplats
 from .avatar_light import even_light, lit
 from .avatar_losses import order_loss
-from .avatar_start import Skin, most_seen, skins, splats_on_skin, thinned
-from .avatar_tracking import track
+from .avatar_start import Skin, skins, splats_on_skin, thinned
+from .avatar_tracking import Tracked, track_in_turns
 from .distilling import Distilling, Settings, step_adam
-from .quats import turned
 from .splats import Splats
 from .views import Views
 
@@ -36,12 +35,86 @@ PLACE_RATE, TURN_RATE = 0.02, 4e-3
 """Of Adam for nodes: spacings between them, and quaternions' parts."""
 RIGID, SMOOTH = 0.1, 0.01
 """What bending and jerks cost."""
+MORE = 4.0
+"""Clouds that take turns have the square root of their number, at most this, times the Gaussians that
+one has: what is shown at a time is less, so a step and a picture take no longer."""
 UNIT = 3.0
 """Distances between first Gaussians that a Gaussian may grow to without cost."""
 
 
+class LearnedCloud:
+    """Gaussians that have their turn in some frames, and the nodes that carry them there."""
+
+    growing: GrowingSplats
+
+    def __init__(self, skin: Skin, tracked: Tracked) -> None:
+        self.first, self.still = tracked.first, tracked.nodes
+        self.ties = Ties(self.still)
+        self.parts = [
+            (quats.clone().requires_grad_(), goes.clone().requires_grad_())
+            for quats, goes in zip(self.still.quats, self.still.goes, strict=True)
+        ]
+        spacing = float(self.ties.size)
+        self.adams = [
+            (
+                torch.optim.Adam([quats], lr=TURN_RATE, betas=(0.8, 0.98)),
+                torch.optim.Adam([goes], lr=PLACE_RATE * spacing, betas=(0.8, 0.98)),
+            )
+            for quats, goes in self.parts
+        ]
+        near, _ = nearest(skin.points, skin.points, min(2, len(skin.points)))
+        self.unit = UNIT * float(near[:, -1].mean().clamp(min=1e-4))
+        self.anchors, self.normals = skin.points.clone(), skin.normals
+        self.followed: Followed = follow(skin.points, self.still)
+
+    @property
+    def nodes(self) -> Nodes:
+        """As they are now, for gradients."""
+        quats, goes = zip(*self.parts, strict=True)
+        return replace(self.still, quats=torch.stack(quats), goes=torch.stack(goes))
+
+    @property
+    def there(self) -> NodeCloud:
+        """As it is now, for gradients."""
+        return NodeCloud(self.nodes, self.followed, self.normals)
+
+    @property
+    def kept(self) -> NodeCloud:
+        """As it is now."""
+        nodes = self.nodes
+        nodes = replace(nodes, quats=nodes.quats.detach(), goes=nodes.goes.detach())
+        return NodeCloud(nodes, self.followed, self.normals)
+
+    def disorder(self, frame: int) -> list[Tensor]:  # of its own
+        splats, nodes = self.growing.splats, self.nodes
+        units = splats.means.new_full((len(splats),), self.unit)
+        return [
+            order_loss(splats, self.anchors, units),
+            RIGID * self.ties.rigidity(nodes, frame),
+            SMOOTH * self.ties.jerkiness(nodes, frame),
+        ]
+
+    def step_nodes(self, rate: float) -> None:
+        for (quats, _), (turning, going) in zip(self.parts, self.adams, strict=True):
+            # Only nodes of the frame and of those beside it were looked at.
+            if quats.grad is not None and quats.grad.any():
+                step_adam(turning, rate * TURN_RATE)
+                step_adam(going, rate * PLACE_RATE * float(self.ties.size))
+            else:
+                turning.zero_grad(set_to_none=True)
+                going.zero_grad(set_to_none=True)
+
+    def hang_again(self, parents: Tensor) -> None:
+        means = self.growing.splats.means.detach()
+        self.anchors, self.normals = self.anchors[parents], self.normals[parents]
+        self.followed = follow(means, self.still)
+
+
 class FreeTraining(Distilling):
-    """An avatar on control nodes that is being distilled, step after step."""
+    """An avatar on control nodes that is being distilled, step after step: of the cloud whose turn the
+    step's frame is."""
+
+    cloud: LearnedCloud
 
     def __init__(
         self,
@@ -62,83 +135,60 @@ class FreeTraining(Distilling):
                 "body: check that 'rig' has the cameras of the views in the same order, and that each "
                 "mask shows the same performer."
             )
-        self.frame = most_seen(seen.masks, [skin is not None for skin in found])
-        skin = thinned(found[self.frame], settings.gaussians)
-        tracked = track(found, self.frame, NODES, _part(on_step, frames, 2 * frames))
-        self.apart = tracked.apart
-        """[F] how badly each frame's skin was followed, see `avatar_tracking.Tracked`."""
-        self._take(skin, tracked.nodes)
-
-    def _take(self, skin: Skin, nodes: Nodes) -> None:
-        """Begin with Gaussians on this skin, and with these nodes."""
-        self.still, self.ties = nodes, Ties(nodes)
-        self.parts = [
-            (quats.clone().requires_grad_(), goes.clone().requires_grad_())
-            for quats, goes in zip(nodes.quats, nodes.goes, strict=True)
-        ]
-        spacing = float(self.ties.size)
-        self.adams = [
-            (
-                torch.optim.Adam([quats], lr=TURN_RATE, betas=(0.8, 0.98)),
-                torch.optim.Adam([goes], lr=PLACE_RATE * spacing, betas=(0.8, 0.98)),
-            )
-            for quats, goes in self.parts
-        ]
-        splats = splats_on_skin(skin, self.settings.degree)
-        near, _ = nearest(splats.means, splats.means, min(2, len(splats)))
-        self.unit = UNIT * float(near[:, -1].mean().clamp(min=1e-4))
-        self.anchors, self.normals = splats.means.clone(), skin.normals
-        self.followed: Followed = follow(splats.means, nodes)
-        self.light = even_light(splats.means).requires_grad_()
+        tracked = track_in_turns(found, seen.masks, NODES, _part(on_step, frames, 2 * frames))
+        self.share = min(len(tracked) ** 0.5, MORE) / len(tracked)
+        self.turns = [i for i, t in enumerate(tracked) for _ in range(t.nodes.frame_count)]
+        """[F] whose turn each frame is."""
+        self.light = even_light(self.masks.new_zeros(0)).requires_grad_()
         self.light_adam = torch.optim.Adam([self.light], lr=LIGHT_RATE)
-        self.growing = GrowingSplats(self.painted(splats, {self.frame}), self.unit)
+        count, self.clouds = max(1, int(self.share * settings.gaussians)), []
+        for t in tracked:
+            skin = thinned(found[t.frame], count)
+            self.cloud = LearnedCloud(skin, t)
+            splats = self.painted(splats_on_skin(skin, settings.degree), {t.frame})
+            self.cloud.growing = GrowingSplats(splats, self.cloud.unit)
+            self.clouds.append(self.cloud)
 
     @property
-    def nodes(self) -> Nodes:
-        """As they are now, for gradients."""
-        quats, goes = zip(*self.parts, strict=True)
-        return replace(self.still, quats=torch.stack(quats), goes=torch.stack(goes))
+    def most(self) -> int:
+        return max(1, int(self.share * self.settings.most))
+
+    @property
+    def growing(self) -> GrowingSplats:
+        return self.cloud.growing
 
     # ------------------------------------------------------------ a step
 
+    def changed(self, frame: int) -> tuple[Splats, Tensor | None]:
+        self.cloud = self.clouds[self.turns[frame]]
+        return super().changed(frame)
+
     def stand(self, splats: Splats, frame: int) -> Splats:
-        world, turns = moved(splats, self.followed, self.nodes, frame)
-        return lit(world, turned(turns, self.normals), self.light)
+        return lit(*self.cloud.there.at(splats, frame - self.cloud.first), self.light)
 
     def disorder(self, frame: int, change: Tensor | None) -> list[Tensor]:
-        splats, nodes = self.growing.splats, self.nodes
-        units = splats.means.new_full((len(splats),), self.unit)
-        return [
-            order_loss(splats, self.anchors, units),
-            RIGID * self.ties.rigidity(nodes, frame),
-            SMOOTH * self.ties.jerkiness(nodes, frame),
-        ]
+        return self.cloud.disorder(frame - self.cloud.first)
 
     def step_others(self, rate: float, change: Tensor | None) -> None:
         step_adam(self.light_adam, rate * LIGHT_RATE)
-        for (quats, _), (turning, going) in zip(self.parts, self.adams, strict=True):
-            # Only nodes of the frame and of those beside it were looked at.
-            if quats.grad is not None and quats.grad.any():
-                step_adam(turning, rate * TURN_RATE)
-                step_adam(going, rate * PLACE_RATE * float(self.ties.size))
-            else:
-                turning.zero_grad(set_to_none=True)
-                going.zero_grad(set_to_none=True)
+        self.cloud.step_nodes(rate)
+
+    def grow(self) -> None:
+        for cloud in self.clouds:
+            self.cloud = cloud
+            super().grow()
 
     def hang_again(self, parents: Tensor) -> None:
-        means = self.growing.splats.means.detach()
-        self.anchors, self.normals = self.anchors[parents], self.normals[parents]
-        self.followed = follow(means, self.still)
+        self.cloud.hang_again(parents)
 
     # ------------------------------------------------------------ what came of it
 
     @property
     def avatar(self) -> Avatar:
-        splats = Splats(*(t.detach().clone() for t in self.growing.splats.tensors()))
-        nodes = self.nodes
-        nodes = replace(nodes, quats=nodes.quats.detach(), goes=nodes.goes.detach())
-        motion = NodeMotion(nodes, self.followed, self.normals, self.light.detach().clone())
-        return Avatar(splats, motion, self.views.fps)
+        parts = [cloud.growing.splats.tensors() for cloud in self.clouds]
+        splats = Splats(*(torch.cat(part).detach().clone() for part in zip(*parts, strict=True)))
+        clouds = tuple(cloud.kept for cloud in self.clouds)
+        return Avatar(splats, NodeMotion(clouds, self.light.detach().clone()), self.views.fps)
 
 
 def _part(on_step: OnStep | None, done: int, total: int) -> OnStep | None:

@@ -69,7 +69,7 @@ def drawn_shots(
     posed: tuple[float, Splats] | None = None
     for camera, time in shots:
         if posed is None or posed[0] != time:
-            posed = time, on_device(avatar.at(time), device)
+            posed = time, on_device(avatar.shown(time), device)
         with torch.no_grad():
             yield render(
                 posed[1], rig.K[camera], rig.T_camera_world[camera].to(device), rig.width,
@@ -141,7 +141,7 @@ def framing(avatar: Avatar) -> Framing:
     times = {round(f) for f in torch.linspace(0, count - 1, min(count, MOMENTS)).tolist()}
     boxes = []
     for time in sorted(times):
-        splats = avatar.at(time)
+        splats = avatar.shown(time)
         seen = splats.means.isfinite().all(1)
         if not seen.any():
             raise ValueError("The avatar holds NaN or infinity in all its places: distil it again.")

@@ -42,7 +42,7 @@ class Settings:
     gaussians: int
     """At the start."""
     most: int
-    """At the end."""
+    """At the end, that are shown at a time."""
     degree: int = 0
     """Of the harmonics."""
     detail: bool = True
@@ -142,6 +142,11 @@ class Distilling(ABC):
         """Hang all Gaussians where they are now; each came from one with this old number."""
 
     @property
+    def most(self) -> int:
+        """Gaussians that `growing` may become."""
+        return self.settings.most
+
+    @property
     @abstractmethod
     def avatar(self) -> Avatar:
         """As it is now."""
@@ -198,7 +203,7 @@ class Distilling(ABC):
     def grow(self) -> None:
         """Split what is pulled about most, drop what can't be seen, hang all where they are now."""
         left = sum(self.settings.grows_at(step) for step in range(self.step, self.settings.steps))
-        room = -(-(self.settings.most - len(self.growing)) // max(left, 1))
+        room = -(-(self.most - len(self.growing)) // max(left, 1))
         parents = self.growing.split(self.growing.most_pulled(room))
         kept = opaque(self.growing.splats, LEAST_OPACITY)
         if len(kept):

@@ -2,7 +2,7 @@
 
 Stage: AVATAR -> file in ComfyUI's temp folder -> js/splat_stream.js. Frame: world of the pack.
 
-The file, little-endian: "TURNSPL1", uint32 length of a JSON header, the header, then chunks, each a
+The file, little-endian: "TURNSPL2", uint32 length of a JSON header, the header, then chunks, each a
 uint32 length and so many bytes of zlib. The first chunk is what no frame changes, every other one a
 frame; a page can show a frame as soon as its chunk has come. All is planar, byte after byte of the N
 Gaussians: [planes, N] uint8.
@@ -11,7 +11,8 @@ Gaussians: [planes, N] uint8.
   `sheen` / 127.
 - A frame, as differences from the frame before, modulo the range of each number (the first from 0):
   x, y, z uint16 within the box `low`, `size`, low byte first; quaternion w x y z int8 / 127, its sign
-  that of the frame before; three logarithms of scales uint8 within `girth`; red green blue uint8
+  that of the frame before; three logarithms of scales uint8 within `girth`, 1..255, or all three 0
+  where the Gaussian is hidden in this frame, since it isn't its turn; red green blue uint8
   within `paint`: 0.5 + the harmonic of degree 0, light included; with harmonics three more, `gain`
   times 0..255: what the light makes of the harmonics.
 
@@ -41,7 +42,7 @@ from .rasterize_splats import LEAST_ALPHA, PIXEL_LOW_PASS
 from .splats import C0, Splats
 from .whole_file import whole_file
 
-MAGIC = b"TURNSPL1"
+MAGIC = b"TURNSPL2"
 MOST = 8_400_000
 """Gaussians times frames in one file, some 100,000 in 81 frames: 190 MB in the page."""
 LEVEL = 1
@@ -78,7 +79,9 @@ class _Clip:
     """Numbers of all kept frames, on the CPU."""
 
     opacities: Tensor
-    """[N] 0..1."""
+    """[N] 0..1, where they aren't hidden."""
+    hidden: Tensor
+    """[F, N] whose turn it isn't."""
     rest: Tensor
     """[N, K, 3] harmonics above degree 0, as the avatar stands."""
     places: Tensor
@@ -138,20 +141,23 @@ def write_splat_stream(
 def _clip(avatar: Avatar, most: int, on_step: OnStep | None) -> tuple[_Clip, str]:
     times = kept_times(avatar.frame_count, len(avatar.splats), most)
     rest = avatar.splats.sh[:, 1:].float().cpu()
-    rows = []
+    rows, faint = [], []
     for i, time in enumerate(times):
-        rows.append(_row(avatar.at(time), rest))
+        there = avatar.at(time)
+        rows.append(_row(there, rest))
+        faint.append(there.opacities.float().sigmoid().cpu() < LEAST_ALPHA)
         if on_step:
             on_step(i + 1, len(times))
     places, quats, girths, paints, gains = (torch.stack(part) for part in zip(*rows, strict=True))
-    opacities = avatar.splats.opacities.float().sigmoid().cpu()
-    shown = _shown(opacities, torch.cat([places, quats, girths, paints, gains], 2), places)
+    opacities, hidden = avatar.splats.opacities.float().sigmoid().cpu(), torch.stack(faint)
+    seen = torch.where(hidden.all(0), 0.0, opacities)
+    shown = _shown(seen, torch.cat([places, quats, girths, paints, gains], 2), places)
     if not shown.any():
         raise ValueError(
             "'avatar' has no Gaussian that can be seen: look at its views' masks, and distil it again."
         )
     parts = (part[:, shown] for part in (places, quats, girths, paints, gains))
-    dust = int((~shown & (opacities >= LEAST_ALPHA)).sum())
+    dust = int((~shown & (seen >= LEAST_ALPHA)).sum())
     notes = []
     if len(times) < avatar.frame_count:
         notes.append(
@@ -160,7 +166,7 @@ def _clip(avatar: Avatar, most: int, on_step: OnStep | None) -> tuple[_Clip, str
         )
     if dust:
         notes.append(f"{dust:,} Gaussians far away or without a place were left out of the view")
-    return _Clip(opacities[shown], rest[shown], *parts, times), "; ".join(notes)
+    return _Clip(opacities[shown], hidden[:, shown], rest[shown], *parts, times), "; ".join(notes)
 
 
 def _row(splats: Splats, rest: Tensor) -> tuple[Tensor, ...]:
@@ -216,7 +222,7 @@ def _ranges(clip: _Clip) -> _Ranges:
     return _Ranges(
         low,
         (high - low).clamp(min=1e-6),
-        _held(clip.girths, GIRTHS),
+        _above_hidden(_held(clip.girths, GIRTHS)),
         _held(clip.paints, PAINTS),
         min(max(float(clip.gains.max()), 1e-6), BRIGHTEST),
         max(float(clip.rest.abs().max()), 1e-6) if clip.rest.numel() else 1.0,
@@ -227,6 +233,12 @@ def _held(values: Tensor, limits: Range) -> Range:
     low = min(max(float(values.min()), limits[0]), limits[1])
     high = max(min(float(values.max()), limits[1]), low)
     return low, max(high, low + 1e-6)
+
+
+def _above_hidden(span: Range) -> Range:
+    """One step lower than the least: 0 says that a Gaussian is hidden."""
+    low, high = span
+    return low - (high - low) / 254, high
 
 
 def _header(avatar: Avatar, clip: _Clip, ranges: _Ranges) -> bytes:
@@ -280,13 +292,19 @@ def _steps(
     words = _stepped(clip.places[f], ranges.low, ranges.size, 65535)
     parts = [
         (clip.quats[f] * 127).round(),
-        _stepped(clip.girths[f], ranges.girth[0], ranges.girth[1] - ranges.girth[0], 255),
+        _girths(clip, ranges, f),
         _stepped(clip.paints[f], ranges.paint[0], ranges.paint[1] - ranges.paint[0], 255),
     ]
     if clip.rest.shape[1]:
         parts.append(_stepped(clip.gains[f], 0.0, ranges.gain, 255))
     small = torch.cat(parts, 1)
     return tuple(t.to(torch.int32).T.contiguous().numpy() for t in (words, small))
+
+
+def _girths(clip: _Clip, ranges: _Ranges, f: int) -> Tensor:
+    low, high = ranges.girth
+    steps = _stepped(clip.girths[f], low, high - low, 255).clamp(min=1)
+    return torch.where(clip.hidden[f][:, None], 0.0, steps)
 
 
 def _stepped(values: Tensor, low: Tensor | float, size: Tensor | float, steps: int) -> Tensor:
@@ -331,6 +349,7 @@ def _splats(header: dict, still: np.ndarray, words: np.ndarray, small: np.ndarra
         gains = within(small[10:13], 0.0, header["gain"], 255)
         sh = torch.cat([sh, rest.reshape(len(rest), -1, 3) * gains[:, None]], 1)
     opacities = torch.from_numpy(still[0].astype(np.float32) / 255)
+    opacities[torch.from_numpy((small[4:7] == 0).all(0))] = 0
     return Splats(
         within(words, header["low"], header["size"], 65535),
         torch.from_numpy(small[:4].view(np.int8).astype(np.float32)).T / 127,

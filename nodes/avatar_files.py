@@ -116,7 +116,7 @@ def _each(avatar: Avatar, files: dict[Path, int], write: Callable[[Path, Splats]
     bar = run.progress(len(files))
     try:
         for done, (file, frame) in enumerate(files.items()):
-            write(file, avatar.at(frame))
+            write(file, avatar.shown(frame))
             bar(done + 1, len(files))
     except BaseException:
         for file in files:

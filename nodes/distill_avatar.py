@@ -15,8 +15,8 @@ from ..models.avatar_checks import (
     disagreeing_note,
     empty_note,
     few_views_note,
-    lost_note,
     misfit_note,
+    turns_note,
 )
 from ..models.avatar_free_training import FreeTraining
 from ..models.avatar_memory import LEAST, most_that_fit
@@ -83,8 +83,8 @@ class DistillAvatar(io.ComfyNode):
                 io.Int.Input("steps", default=0, min=0, max=1_000_000, tooltip="0 = the preset's: "
                              + ", ".join(f"{s.steps} ({n})" for n, s in PRESETS.items()) + "."),
                 io.Int.Input("gaussians", default=0, min=0, max=1_000_000, tooltip="At most, in the "
-                             "end; more show finer detail and need more time and memory. 0 = the "
-                             "preset's: "
+                             "end, that are shown at a time; more show finer detail and need more time "
+                             "and memory. 0 = the preset's: "
                              + ", ".join(f"{s.most} ({n})" for n, s in PRESETS.items()) + "."),
                 io.Int.Input("resolution", default=512, min=64, max=4096, step=16,
                              tooltip="Longest side in pixels while learning; larger views are made "
@@ -150,7 +150,7 @@ class DistillAvatar(io.ComfyNode):
             file.unlink(missing_ok=True)
         notes.insert(0, disagreeing_note(watched.training))
         if isinstance(watched.training, FreeTraining):
-            notes.insert(0, lost_note(watched.training.apart))
+            notes.insert(0, turns_note(watched.training.turns))
         notes.insert(0, summary(watched.training, time.monotonic() - started))
         note = run.say(cls, "; ".join(n for n in notes if n))
         losses = {"loss": list(watched.training.losses)}

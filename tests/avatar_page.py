@@ -154,7 +154,7 @@ PSNR in dB / SSIM over the performer's pixels.
 - *walk*: another performer at 16 frames a second. *free*: without a body. *every frame a cloud of its own*:
   what separate Gaussian fits of the frames give, the same steps shared out among them, with as many
   Gaussians in each as the avatar has in all. The dance turns the performer by up to half a turn between
-  two frames, and nothing can be followed there; Distill Avatar's note says so.
+  two frames, where nothing can be followed: clouds take turns, and Distill Avatar's note says so.
 
 ## What learning takes
 

@@ -1,15 +1,20 @@
 """Preview Avatar in the page: pictures as the pack's renderer draws them, controls, the camera that
 goes back into the graph, what happens to nodes, files and graphics cards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import view_pages as pages
 from dancing_avatar import dancing_avatar
 from PIL import Image
-from turnaround.models.avatar import save_avatar
+from turnaround.models.avatar import Avatar, NodeMotion, save_avatar
+from turnaround.models.avatar_free import NodeCloud, follow, nodes_at_rest
+from turnaround.models.avatar_light import even_light
 from turnaround.models.looks import Look, read_look
 from turnaround.models.rasterize_splats import PIXEL_LOW_PASS, render
+from turnaround.models.splats import Splats
 from view_pages import (
     COUNT_DRAWINGS,
     NO_WEBGL2,
@@ -30,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES, COUNT, FPS = 4, 12_000, 8.0
 PICTURE = 320, 400
 REST = 350  # milliseconds without drawing after which a picture is final
-FILE = "viewer_test.safetensors"
+FILE, TURNS = "viewer_test.safetensors", "viewer_turns.safetensors"
 NOWHERE = Look(0.0, 0.0, 1.0, 35.0, (0.0, 0.0, 0.0))
 COUNT_LOADS = """
 window.loads = 0; window.workers = 0;
@@ -62,13 +67,13 @@ def avatar(server):
     (folder / FILE).unlink()
 
 
-def graph(cameras=("", "")):
+def graph(cameras=("", ""), file=FILE):
     def preview(camera, **more):
         inputs = {"avatar": ["1", 0], "camera": camera, "width": PICTURE[0], "height": PICTURE[1]}
         return {"class_type": "TurnaroundPreviewAvatar", "inputs": inputs | more}
 
     return {
-        "1": {"class_type": "TurnaroundLoadAvatar", "inputs": {"name": FILE}},
+        "1": {"class_type": "TurnaroundLoadAvatar", "inputs": {"name": file}},
         "2": {
             "class_type": "TurnaroundOrbitRig",
             "inputs": {
@@ -479,6 +484,40 @@ def test_without_webgl2_there_is_a_sentence_and_a_picture(open_page, avatar):
     assert "WebGL2" in view.locator(".words").inner_text()
     page.wait_for_function("() => document.querySelector('[data-node=\"3\"] img').naturalWidth")
     assert colourful(shot(view)) > 1000
+    assert problems(page) == []
+    page.close()
+
+
+@pytest.fixture
+def in_turns(server, avatar):
+    """Two clouds without a body, two frames each: the performer of the first frame and of the last."""
+    clouds, parts = [], [avatar.at(0), avatar.at(FRAMES - 1)]
+    for splats in parts:
+        nodes = nodes_at_rest(splats.means, 20, 2)
+        goes = torch.tensor([[[0.0, 0.0, 0.0]], [[0.1, 0.0, 0.0]]]).expand_as(nodes.goes)
+        normals = torch.nn.functional.normalize(splats.means, dim=1)
+        moving = replace(nodes, goes=goes.contiguous())
+        clouds.append(NodeCloud(moving, follow(splats.means, nodes), normals))
+    splats = Splats(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+    made = Avatar(splats, NodeMotion(tuple(clouds), even_light(splats.means)), FPS)
+    file = server.base / "output" / "avatars" / TURNS
+    save_avatar(file, made)
+    yield made
+    file.unlink()
+
+
+def test_clouds_that_take_turns_are_shown_in_theirs(open_page, in_turns):
+    page = open_page(1300, 800, prepared(COUNT_DRAWINGS))
+    load(page, graph(file=TURNS))
+    run(page)
+    view = view_of(page, 3)
+    on_black(view)
+    found = []
+    for time in (0.0, 1.0, 1.4, 1.6, 2.0, 2.5, 3.0):
+        view.locator(".time").fill(str(time))
+        color, _ = drawn(in_turns, look_of(view), time)
+        found.append(psnr(saved(view), color))
+    assert min(found) > 35, found
     assert problems(page) == []
     page.close()
 

@@ -16,12 +16,13 @@ from turnaround.models.avatar import (
     load_avatar,
     save_avatar,
 )
-from turnaround.models.avatar_free import Nodes, between, follow, nodes_at_rest
+from turnaround.models.avatar_free import NodeCloud, Nodes, between, follow, nodes_at_rest
 from turnaround.models.avatar_light import even_light, lit
 from turnaround.models.avatar_mesh import Skin, pose_spots, posed, splats_on_body
 from turnaround.models.avatar_uv import Atlas, DetailNet, moved_maps, shown_by
 from turnaround.models.body import Body
 from turnaround.models.fit_body import Places, spread_evenly
+from turnaround.models.splat_clips import read_clip_ply, write_clip_ply
 from turnaround.models.splats import Splats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,16 +69,30 @@ def in_detail(on_body) -> Avatar:
     return replace(on_body, motion=replace(on_body.motion, detail=Detail(net, shown)))
 
 
-@pytest.fixture
-def free() -> Avatar:
+def in_clouds(*frames: int) -> Avatar:
+    """Without a body: clouds of so many frames take turns."""
     splats = Splats(
         noise(COUNT, 3), noise(COUNT, 4), noise(COUNT, 3) - 3, noise(COUNT), noise(COUNT, 1, 3)
     )
-    rest = nodes_at_rest(splats.means, 9, 4)
-    nodes = Nodes(rest.places, rest.reach, rest.quats + noise(4, 9, 4), noise(4, 9, 3, seed=1))
     normals = F.normalize(noise(COUNT, 3, seed=2), dim=1)
+    clouds = []
+    for part, count in zip(torch.arange(COUNT).chunk(len(frames)), frames, strict=True):
+        rest = nodes_at_rest(splats.means[part], 9, count)
+        quats, goes = rest.quats + noise(count, 9, 4), noise(count, 9, 3, seed=1)
+        nodes = Nodes(rest.places, rest.reach, quats, goes)
+        clouds.append(NodeCloud(nodes, follow(splats.means[part], nodes), normals[part]))
     light = even_light(normals) + 0.1 * noise(9, 3)
-    return Avatar(splats, NodeMotion(nodes, follow(splats.means, nodes), normals, light), 24.0)
+    return Avatar(splats, NodeMotion(tuple(clouds), light), 24.0)
+
+
+@pytest.fixture
+def free() -> Avatar:
+    return in_clouds(4)
+
+
+@pytest.fixture
+def in_turns() -> Avatar:
+    return in_clouds(2, 1, 3)
 
 
 def same(one: Splats, other: Splats) -> bool:
@@ -103,13 +118,13 @@ def test_steady_motion_is_steady_between_frames_and_ends_with_the_clip(body):
     assert torch.equal(between(body.vertices[:1], 0.5), body.vertices[0])
 
 
-@pytest.mark.parametrize("kind", ["on_body", "in_detail", "free"])
+@pytest.mark.parametrize("kind", ["on_body", "in_detail", "free", "in_turns"])
 def test_an_avatar_on_another_device_is_the_same(kind, request):
     avatar = request.getfixturevalue(kind)
     assert same(avatar.to(torch.device("cpu")).at(0.6), avatar.at(0.6))
 
 
-@pytest.mark.parametrize("kind", ["on_body", "in_detail", "free"])
+@pytest.mark.parametrize("kind", ["on_body", "in_detail", "free", "in_turns"])
 def test_what_is_loaded_is_what_was_saved(kind, tmp_path, request):
     avatar = request.getfixturevalue(kind)
     path = tmp_path / "avatar.safetensors"
@@ -122,6 +137,55 @@ def test_what_is_loaded_is_what_was_saved(kind, tmp_path, request):
     for time in (0, 0.4, 2):
         assert same(again.at(time), avatar.at(time))
     assert [p.name for p in tmp_path.iterdir()] == ["avatar.safetensors"]
+
+
+def test_at_any_time_one_cloud_is_shown(in_turns):
+    sizes = [len(cloud) for cloud in in_turns.motion.clouds]
+    starts = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
+    for time, turn in ((-1, 0), (0, 0), (1.49, 0), (1.5, 1), (2.4, 1), (2.5, 2), (3, 2), (9, 2)):
+        there = in_turns.at(time)
+        own = torch.zeros(COUNT, dtype=torch.bool)
+        own[starts[turn] : starts[turn + 1]] = True
+        assert (there.opacities[~own].sigmoid() < 1e-6).all()
+        assert torch.equal(there.opacities[own], in_turns.splats.opacities[own])
+        assert same(in_turns.shown(time), there.select(own))
+
+
+def test_each_cloud_moves_in_its_turn_and_else_holds_still(in_turns):
+    third = slice(COUNT - len(in_turns.motion.clouds[2]), None)
+    assert torch.equal(in_turns.at(0).means[third], in_turns.at(3).means[third])
+    assert not torch.equal(in_turns.at(3).means[third], in_turns.at(4).means[third])
+    alone = in_turns.motion.clouds[2].at(in_turns.splats.select(torch.arange(COUNT)[third]), 1.3)[0]
+    assert torch.equal(in_turns.at(4.3).means[third], alone.means)
+    assert in_turns.frame_count == 6
+
+
+def test_one_cloud_is_saved_as_it_was_before_there_were_several(free, tmp_path):
+    save_avatar(tmp_path / "a.safetensors", free)
+    names = {n for n in load_file(tmp_path / "a.safetensors") if not n.startswith("splats.")}
+    assert names == {
+        "nodes.places", "nodes.reach", "nodes.quats", "nodes.goes", "followed.nodes",
+        "followed.weights", "normals", "light",
+    }  # fmt: skip
+
+
+def test_a_file_that_lacks_part_of_a_cloud_is_refused(in_turns, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_avatar(path, in_turns)
+    tensors = load_file(path)
+    del tensors["normals1"]
+    save_file(tensors, path, metadata={"kind": "turnaround_avatar", "fps": "24.0"})
+    with pytest.raises(ValueError, match="can't be read as an avatar"):
+        load_avatar(path)
+
+
+def test_clouds_that_take_turns_are_in_a_clips_file(in_turns, tmp_path):
+    path, frames = tmp_path / "clip.ply", [in_turns.at(f) for f in range(6)]
+    write_clip_ply(path, frames[0], frames, 24.0)
+    clip = read_clip_ply(path)
+    for f, there in enumerate(frames):
+        assert torch.allclose(clip.frame(f).opacities, there.opacities, atol=1e-5)
+        assert torch.allclose(clip.frame(f).means, there.means, atol=1e-5)
 
 
 def test_detail_is_what_the_net_says_of_the_pose(in_detail, on_body):

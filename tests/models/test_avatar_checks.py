@@ -10,9 +10,9 @@ from turnaround.models.avatar_checks import (
     disagreeing_note,
     empty_note,
     few_views_note,
-    lost_note,
     misfit_note,
     overlaps,
+    turns_note,
 )
 from turnaround.models.body import Body
 from turnaround.models.cameras import orbit_rig
@@ -103,10 +103,10 @@ def trained(views: Views, losses: list[float]):
     )  # fmt: skip
 
 
-def test_frames_in_which_the_performer_was_lost_are_named():
-    assert lost_note(torch.tensor([0.3, 0.0, 0.5])) == ""
-    note = lost_note(torch.tensor([0.3, 0.0, 0.9, 0.6]))
-    assert note.startswith("in 2 of 4 frames (2, 3) the performer has moved or turned too far")
+def test_clouds_that_take_turns_are_said():
+    assert turns_note([0, 0, 0]) == ""
+    note = turns_note([0, 0, 1, 2, 2])
+    assert "3 clouds take turns (new ones begin at frames 2, 3)" in note
 
 
 def test_a_view_that_stands_out_is_named(views):

@@ -38,6 +38,16 @@ def test_more_of_everything_needs_more():
     )
 
 
+def test_a_longer_clip_without_a_body_may_need_more_clouds():
+    full = PRESETS["full"]
+    one, many = (Views(torch.zeros(2, n, 3, 8, 8, dtype=torch.uint8)) for n in (1, 40))
+    grown = [training_bytes(full, v, None) for v in (one, many)]
+    # A few in turns are held beside the one that learns, but never all that many frames could be.
+    assert 1000 * full.most < grown[1] - grown[0] < 3000 * full.most
+    longer = Views(torch.zeros(2, 160, 3, 8, 8, dtype=torch.uint8))
+    assert training_bytes(full, longer, None) - grown[1] < 10 * full.most
+
+
 def test_as_many_are_taken_as_fit():
     settings = replace(PRESETS["full"], degree=1)
     needed = training_bytes(settings, views(128), BODY)

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turnaround.models.avatar import Avatar, SkinMotion
+from turnaround.models.avatar import Avatar, NodeMotion, SkinMotion
+from turnaround.models.avatar_free import NodeCloud, follow, nodes_at_rest
 from turnaround.models.avatar_light import even_light
 from turnaround.models.avatar_mesh import splats_on_body
 from turnaround.models.body import Body
@@ -102,6 +103,41 @@ def test_pictures_of_what_comes_back_are_the_same(tmp_path):
         error = (a.clamp(0, 1) - b.clamp(0, 1)).square().mean()
         assert -10 * error.log10() > 45
         assert b.std() > 0.1
+
+
+def taking_turns() -> Avatar:
+    """Two clouds of half the Gaussians, the first for two frames, the second for three."""
+    splats, clouds = make_avatar().splats, []
+    for part, frames in zip(torch.arange(COUNT).chunk(2), (2, 3), strict=True):
+        means = splats.means[part]
+        nodes = nodes_at_rest(means, 8, frames)
+        nodes = replace(nodes, goes=0.1 * noise(frames, 8, 3))
+        clouds.append(NodeCloud(nodes, follow(means, nodes), F.normalize(means, dim=1)))
+    return Avatar(splats, NodeMotion(tuple(clouds), even_light(splats.means)), 12.0)
+
+
+def test_a_cloud_is_hidden_when_it_is_not_its_turn(tmp_path):
+    avatar = taking_turns()
+    made, header, frames = stored(tmp_path, avatar)
+    there = [visible(avatar.at(f)) for f in range(FRAMES)]
+    assert [len(visible(got)) for got in frames] == [len(true) for true in there]
+    assert made.gaussians == len(there[0]) + len(there[-1]) and made.note == ""
+    for got, true in zip(frames, there, strict=True):
+        apart = (visible(got).means - true.means).abs()
+        assert (apart <= torch.tensor(header["size"]) / 131070 * 1.01 + 1e-6).all()
+        girths = header["girth"]
+        step = (visible(got).log_scales - true.log_scales).abs().max()
+        assert step <= (girths[1] - girths[0]) / 509
+
+
+def test_what_waits_for_its_turn_takes_little_room(tmp_path):
+    avatar = taking_turns()
+    both, _, _ = stored(tmp_path, avatar)
+    one = replace(avatar, motion=replace(avatar.motion, clouds=(
+        replace(avatar.motion.clouds[0], nodes=nodes_at_rest(avatar.splats.means[:150], 8, 5)),
+    )), splats=avatar.splats.select(torch.arange(150)))  # fmt: skip
+    alone, _, _ = stored(tmp_path, one)
+    assert both.size < 3 * alone.size
 
 
 def test_neighbouring_quaternions_have_one_sign(tmp_path):

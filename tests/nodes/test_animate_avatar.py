@@ -7,7 +7,7 @@ import pytest
 import torch
 from turnaround.models import fit_skeleton
 from turnaround.models.avatar import Avatar, NodeMotion, SkinMotion
-from turnaround.models.avatar_free import follow, nodes_at_rest
+from turnaround.models.avatar_free import NodeCloud, follow, nodes_at_rest
 from turnaround.models.avatar_mesh import splats_on_body
 from turnaround.models.body import Body
 from turnaround.models.body_sources import sample_body
@@ -113,8 +113,7 @@ def test_frames_and_speed():
 def test_an_avatar_without_a_body_is_refused():
     splats, _ = splats_on_body(person("kira"), 40)
     held = nodes_at_rest(splats.means, 9, 4)
-    free = Avatar(
-        splats, NodeMotion(held, follow(splats.means, held), splats.means, torch.zeros(9, 3)), 8.0
-    )
+    cloud = NodeCloud(held, follow(splats.means, held), splats.means)
+    free = Avatar(splats, NodeMotion((cloud,), torch.zeros(9, 3)), 8.0)
     with pytest.raises(ValueError, match="distilled without a body"):
         animated(free, person("leo"))
