@@ -123,7 +123,11 @@ class ViewsPlace {
     else this.#close();
     this.#limit();
     this.#showHead();
-    node.setSize([node.size[0], node.size[1] + this.minHeight - before]);
+    // A graph that comes back (another tab, undo, a file) brings sizes that hold the open player already.
+    if (!isOpen || !this.recall("hasGrown")) {
+      node.setSize([node.size[0], node.size[1] + this.minHeight - before]);
+    }
+    this.remember("hasGrown", isOpen);
     node.graph?.setDirtyCanvas(true, true);
   }
 
