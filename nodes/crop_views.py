@@ -33,6 +33,8 @@ class CropViews(io.ComfyNode):
                 VIEWS.Output(display_name="views", tooltip="The cut-out views with masks and rig. Where "
                              "a window reaches beyond its picture, the picture's rim is repeated, and "
                              "is no performer in the masks."),
+                RIG.Output(display_name="rig", tooltip="The cameras of the cut-out views, to look at "
+                           "results from."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -54,7 +56,7 @@ class CropViews(io.ComfyNode):
                 f"view {view_labels(views)[v]} was enlarged {enlarged[v]:.1f} times: a smaller width "
                 "and height shows as much",
             )
-        return io.NodeOutput(cut)
+        return io.NodeOutput(cut, cut.rig)
 
 
 NODES: list[type[io.ComfyNode]] = [CropViews]

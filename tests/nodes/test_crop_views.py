@@ -27,10 +27,12 @@ def test_the_rig_follows_and_the_size_is_one_that_views_can_have():
 
 
 def test_a_rig_of_another_size_is_brought_to_the_views():
-    one = CropViews.execute(views_with_masks(ring(2)), 32, 48, 0.1).args[0]
+    one, rig = CropViews.execute(views_with_masks(ring(2)), 32, 48, 0.1).args
+    assert rig is one.rig
     other = CropViews.execute(views_with_masks(), 32, 48, 0.1, ring(2, 120, 160)).args[0]
     assert torch.allclose(one.rig.K, other.rig.K, atol=1e-4)
-    assert CropViews.execute(views_with_masks(), 32, 48, 0.1).args[0].rig is None
+    alone, rig = CropViews.execute(views_with_masks(), 32, 48, 0.1).args
+    assert alone.rig is None and rig is None
 
 
 def test_views_that_can_not_be_cut_are_refused_in_one_sentence():
