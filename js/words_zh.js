@@ -146,5 +146,9 @@ export const ZH = {
   "Preview Views always shows its views.": "「预览视角」总是显示其视角。",
   "Open where there is room": "有空位时展开",
   "Folded": "折叠",
-  "Off": "关闭"
+  "Off": "关闭",
+  "choose a file to upload": "选择文件上传",
+  "ComfyUI did not take the file ({status}): copy it into its input folder yourself.": "ComfyUI 没有接收该文件（{status}）：请自行把它复制到 input 文件夹。",
+  "{name} is no calibration: choose a .json, .toml, .txt or .xml file.": "{name} 不是标定文件：请选择 .json、.toml、.txt 或 .xml 文件。",
+  "ComfyUI did not answer: start it and try again.": "ComfyUI 没有响应：请启动它后重试。"
 };

@@ -82,3 +82,25 @@ def test_nodes_and_menu_are_in_chinese(page):
         " return [n.title, n.constructor.category]; }"
     )
     assert made == ["环绕相机阵列", "Turnaround/3 相机"]
+
+
+def test_a_calibration_is_uploaded_by_a_click(page):
+    page.evaluate("() => { app.graph.clear(); }")
+    page.evaluate(
+        "() => { const n = LiteGraph.createNode('TurnaroundRigFromFile');"
+        " n.pos = [300, 200]; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }"
+    )
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="选择文件上传").click()
+    file = {"name": "cameras.json", "mimeType": "application/json", "buffer": b"[]"}
+    chooser.value.set_files(file)
+    page.wait_for_function(
+        "() => app.graph.nodes[0].widgets.find(w => w.name === 'file').value === 'cameras.json'",
+        timeout=10_000,
+    )
+    # The node shows it, and so does its list.
+    page.locator("[data-node-id]").get_by_text("cameras.json").first.wait_for(timeout=5_000)
+    assert page.evaluate("() => app.graph.serialize().nodes[0].widgets_values") == [
+        "cameras.json",
+        True,
+    ]
