@@ -62,6 +62,8 @@ OTHERS, DOUBT = 1.5, 2.0
 good by chance, and what only two of three others say should not decide."""
 CLOSE = 0.1
 """Metres around the performer that the net's close look takes in, before the crop's own margin."""
+NOT_AGAINST = -1.0
+"""Log odds that the net must give to some place of every part of a mask, with an empty stage."""
 EMPTY = 0.15
 """Share (0..1) up to which a pixel surely isn't the performer."""
 ROUNDS = 2
@@ -355,7 +357,7 @@ def performer_masks(
         boxes_of(odds, window, box, place.known)
         for odds, window, box in zip(first, windows, boxes, strict=True)
     ]
-    place = _tightened(place, first, windows, rig)
+    place = _tightened(place, first, windows, rig, tick)
     windows = [window_around(b, rig) for b in boxes]
     net_odds = look(boxes, windows, TURNS)
     odds, before = net_odds, [None] * V
@@ -368,7 +370,10 @@ def performer_masks(
             odds.append(fused[v] + colour_evidence(show, fused[v], before[v], plate, tick))
         before = odds
     others = [a - b for a, b in zip(fused, net_odds, strict=True)]
-    return _drawn(frames, odds, others, windows, place, rig, picture, tick)
+    # Whoever came since the stage was empty stands out as the performer does.
+    needed = -SURE if plates is None else NOT_AGAINST
+    net_says = [o >= needed for o in net_odds]
+    return _drawn(frames, odds, net_says, others, windows, place, rig, picture, tick)
 
 
 def _dimmed(picture: Tensor, odds: Tensor) -> Tensor:
@@ -401,7 +406,9 @@ def _asked_around(
     return fused
 
 
-def _tightened(place: Place, odds: list[Tensor], windows: list[Window], rig: Rig) -> Place:
+def _tightened(
+    place: Place, odds: list[Tensor], windows: list[Window], rig: Rig, tick: _Steps
+) -> Place:
     """The place that all views together leave to the performer, limbs and all."""
     low, high = place.low.clone(), place.high.clone()
     for f, space in enumerate(_spaces(place, odds[0].device)):
@@ -410,6 +417,7 @@ def _tightened(place: Place, odds: list[Tensor], windows: list[Window], rig: Rig
         points = space.centres()[inside].cpu()
         if len(points) and place.known[f]:
             low[f], high[f] = spread_of(points)
+        tick(None, 0)
     smooth = [smooth_over_time(c, place.known, STEADY) for c in (low, high)]
     return replace(place, low=smooth[0], high=smooth[1])
 
@@ -417,6 +425,7 @@ def _tightened(place: Place, odds: list[Tensor], windows: list[Window], rig: Rig
 def _drawn(
     frames: Tensor,
     odds: list[Tensor],
+    net_says: list[Tensor],
     others: list[Tensor],
     windows: list[Window],
     place: Place,
@@ -424,8 +433,8 @@ def _drawn(
     picture: Callable[[int, int], Tensor],
     tick: _Steps,
 ) -> PerformerMasks:
-    """Settled odds as masks; parts that hold no place of which the other views are sure are left out:
-    bystanders."""
+    """Settled odds as masks; parts are left out that hold no place of which
+    the other views are sure and of which the net says enough: bystanders."""
     V, count, _, H, W = frames.shape
     masks = torch.zeros(V, count, H, W)
     fits, area = torch.zeros(V), torch.zeros(V)
@@ -437,7 +446,7 @@ def _drawn(
                 final = settled(shown, odds[v][f]).cpu()
                 here = window.of(inside_box(boxes[f], W, H))
                 word = others[v][f].cpu()
-                sure = (final > 0) & (word > 0) & here
+                sure = (final > 0) & (word > 0) & net_says[v][f].cpu() & here
                 held = torch.from_numpy(with_seed((final > 0).numpy(), sure.numpy()))
                 window.of(masks[v, f]).copy_(_soft_rim(final, held))
                 fits[v] += float((held & (word > -DOUBT)).sum())

@@ -30,9 +30,9 @@ LEAST, PART = 0.4, 0.6
 """Of all cameras that must agree about a place; of the place that most agree about."""
 STRIDE_TIME = 0.6
 """Metres between two frames beyond which somebody else is the likelier one."""
-VOXELS = 64
+VOXELS = 72
 """Along the longest side of the performer's box."""
-REACH = 0.35
+REACH = 0.5
 """Metres around what was found that are searched for limbs."""
 TURNS = (-0.25, 0.0, 0.25)
 """Radians by which crops are turned from upright; the answers' mean is steadier than any."""
@@ -40,6 +40,8 @@ ROOM = 0.2
 """Of a box's longer side, worked on around it."""
 CHANCE = 0.004
 """Share of places at each end that are no limb."""
+BEYOND = -1.5
+"""Log odds where the net did not look: probably nobody, but limbs leave boxes."""
 STEADY = 1.5
 """Frames over which boxes are averaged."""
 
@@ -215,7 +217,10 @@ def boxes_of(
         if len(places) > 1 / CHANCE and known[f]:
             low, high = spread_of(places)
             boxes[f] = torch.cat([low + corner, high + corner + 1]).to(boxes)
-    return smooth_over_time(boxes, known, STEADY)
+    smooth = smooth_over_time(boxes, known, STEADY)
+    # A hand that is thrown out within a frame must not be cut off.
+    low, high = torch.minimum(smooth, boxes), torch.maximum(smooth, boxes)
+    return torch.cat([low[:, :2], high[:, 2:]], 1)
 
 
 def boxes_in_view(place: Place, rig: Rig, v: int, reach: float) -> Tensor:  # [F, 4] pixels
@@ -255,7 +260,7 @@ def net_answer(
     window: Window,
     lean: float,  # of `upright`
     turns: tuple[float, ...] = TURNS,
-) -> Tensor:  # [h, w] log odds within the window; far below 0 outside of the crops
+) -> Tensor:  # [h, w] log odds within the window; BEYOND outside of the crops
     """The net on upright crops, each also mirrored, put back into the picture."""
     H, W = picture.shape[-2:]
     crop = box_to_crop(box)
@@ -283,5 +288,5 @@ def net_answer(
         c, s = math.cos(lean + turn), math.sin(lean + turn)
         grid = torch.stack([(c * x + s * y) / half[0], (c * y - s * x) / half[1]], -1)
         value = F.grid_sample(answer[None, None], grid[None], align_corners=False)[0, 0]
-        total.append(torch.where((grid.abs() < 1).all(-1), value, -4.0))
+        total.append(torch.where((grid.abs() < 1).all(-1), value, BEYOND))
     return torch.stack(total).mean(0)

@@ -71,9 +71,8 @@ def test_views_fill_what_each_of_them_lost(scene, improved):
     with torch.inference_mode():
         with_rooms = performer_masks(frames, rig, None, poor, rooms)
     scores = [overlap(m, truth) for m in (poor, improved.masks, with_rooms.masks)]
-    print(scores)  # noqa: T201
     assert scores[0] < 0.65
-    assert scores[1] > scores[0] + 0.15
+    assert scores[1] > scores[0] + 0.2  # measured 0.56, 0.84 and 0.92
     assert scores[2] > scores[1] + 0.05
     assert bool(improved.place.known.all()) and float(improved.masks.amax()) <= 1
 
