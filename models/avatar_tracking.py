@@ -129,7 +129,7 @@ def track(
     apart = {frame: own.points.new_zeros(())}
     for way in (1, -1):
         for f in range(frame + way, end if way > 0 else first - 1, way):
-            begun = _as_fast(quats, goes, f - way, f - 2 * way)
+            begun = _as_fast(quats, goes, f - way, f - 2 * way, abs(f - frame) > 1)
             skin, away = skins[f], own.points.new_zeros(())
             if skin is not None:
                 other = thinned(skin, POINTS)
@@ -161,10 +161,10 @@ def _bridged(
 
 
 def _as_fast(
-    quats: dict[int, Tensor], goes: dict[int, Tensor], before: int, earlier: int
+    quats: dict[int, Tensor], goes: dict[int, Tensor], before: int, earlier: int, known: bool
 ) -> tuple[Tensor, Tensor]:
     """Where nodes are after another step like the last."""
-    if earlier not in quats:
+    if not known:
         return quats[before].clone(), goes[before].clone()
     back = quats[earlier] * quats[earlier].new_tensor([1, -1, -1, -1])
     turn = multiplied(unit(quats[before]), unit(back))
