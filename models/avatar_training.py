@@ -40,7 +40,7 @@ LEAST_UNIT = 0.005
 room for clothes and hair."""
 DETAIL_STARTS = 0.2
 """Share of the steps before the net that tells pose-dependent detail begins to learn."""
-DETAIL_RATE, LIGHT_RATE = 1e-3, 0.01
+DETAIL_RATE, LIGHT_RATE = 5e-4, 0.01
 CALM = 0.05
 """What wild offsets cost."""
 PAINTED = 4

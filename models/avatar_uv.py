@@ -37,6 +37,9 @@ AWAY = 10.0
 """Heights between the template and the eye that charts it: depths stay exact in float32."""
 WIDTHS = (16, 32, 64, 64)
 """Channels of the U-Net at strides 1, 2, 4, 8."""
+GROUPS = 4
+"""In which channels are brought to one scale: without, maps of small numbers fade on their way through
+the net, and it learns next to nothing."""
 MOVE, TURN, GROW, TINT = 0.02, 0.5, 0.5, 0.25
 """The largest offsets: of places in heights of the template, radians, logarithms, colour 0..1."""
 
@@ -157,6 +160,9 @@ class DetailNet(nn.Module):
                 nn.Conv2d(b + a, a, 3, padding=1)
                 for a, b in zip(WIDTHS[-2::-1], WIDTHS[:0:-1], strict=True)
             )
+            for conv in (*self.down, *self.up):
+                nn.init.kaiming_normal_(conv.weight)
+                nn.init.zeros_(conv.bias)
             self.last = nn.Conv2d(WIDTHS[0], 2 * sum(OUTPUTS.values()), 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -166,11 +172,11 @@ class DetailNet(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:  # [2, INPUTS, h, w] -> [2, sum of OUTPUTS, h, w]
         x, passed = maps.flatten(0, 1)[None], []
         for conv in self.down:
-            x = F.silu(conv(x))
+            x = F.silu(F.group_norm(conv(x), GROUPS))
             passed.append(x)
         for conv, beside in zip(self.up, passed[-2::-1], strict=True):
             x = F.interpolate(x, beside.shape[-2:], mode="bilinear", align_corners=False)
-            x = F.silu(conv(torch.cat([x, beside], 1)))
+            x = F.silu(F.group_norm(conv(torch.cat([x, beside], 1)), GROUPS))
         return self.limits * self.last(x)[0].unflatten(0, (2, -1)).tanh()
 
 

@@ -67,6 +67,13 @@ WAYS = (
     Way("real man, 3 of 4 cameras", scene="real", body=False),
     Way("preset standard", preset="standard"),
     Way("preset standard without the detail net", preset="standard", detail=False),
+    Way("preset standard, clothes that bulge", scene="bulging", preset="standard"),
+    Way(
+        "preset standard, clothes that bulge, without the detail net",
+        scene="bulging",
+        preset="standard",
+        detail=False,
+    ),
 )
 BY_NAME = {way.name: way for way in WAYS}
 QUICK = (MAIN, BY_NAME["with the detail net"])
