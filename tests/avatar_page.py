@@ -90,10 +90,14 @@ def goals(rows: Rows) -> list[Goal]:
         rows, "the detail net pays in the longer preset", "preset standard",
         "preset standard without the detail net", "motion",
     )  # fmt: skip
-    checked += against(
-        rows, "the detail net pays where clothes bulge", "clothes that bulge, with the detail net",
-        "clothes that bulge", "motion",
-    )  # fmt: skip
+    for preset in ("", "preset standard, "):
+        bulging = f"{preset}clothes that bulge"
+        without = f"{bulging}, without the detail net" if preset else bulging
+        with_net = bulging if preset else f"{bulging}, with the detail net"
+        for group in ("camera", "motion"):
+            checked += against(
+                rows, f"{preset}the detail net pays where clothes bulge", with_net, without, group
+            )
     for motion in ("walk", "quick dance"):
         checked += against(
             rows, f"{motion}: one avatar in motion is better than a cloud a frame in as many steps",
