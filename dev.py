@@ -142,6 +142,12 @@ def ensure_real_clip() -> Path:
     return target
 
 
+def give_real_clip(host: Host) -> None:
+    """Put the real clip into ComfyUI's input folder, where example 14 has a creator's own footage."""
+    for file in ensure_real_clip().iterdir():
+        shutil.copy(file, host.base / "input" / file.name)
+
+
 def ensure_newest_page() -> Path | None:
     """ComfyUI's newest page, whatever the host pins, in the cache; None where it can't be had."""
     downloads = cache_folder() / "downloads"
@@ -323,17 +329,20 @@ def running_host(tree: Path, timeout: float = 180, extra: tuple[str, ...] = ()) 
 
 def api_graph(workflow: dict, object_info: dict) -> dict:
     """The graph that ComfyUI runs, from a workflow file of the page (as its Run button makes it)."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    asleep = {node["id"] for node in workflow["nodes"] if node.get("mode", 0) in (2, 4)}
+    links = {
+        link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] not in asleep
+    }
     prompt = {}
     for node in workflow["nodes"]:
-        if node["type"] in NOT_EXECUTED or node.get("mode", 0) in (2, 4):
+        if node["type"] in NOT_EXECUTED or node["id"] in asleep:
             continue
         sockets = object_info[node["type"]]["input"]
         names = [*sockets.get("required", {}), *sockets.get("optional", {})]
         values = node.get("widgets_values_named", {})
         inputs = {name: values[name] for name in names if name in values}
         for socket_info in node.get("inputs", []):
-            if socket_info.get("link") is not None:
+            if socket_info.get("link") in links:
                 inputs[socket_info["name"]] = links[socket_info["link"]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt

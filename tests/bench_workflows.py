@@ -41,6 +41,7 @@ def clock(entry: dict) -> float:
 def measure(tree: Path, path: Path) -> str:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     with dev.running_host(tree) as host:
+        dev.give_real_clip(host)
         prompt = dev.api_graph(workflow, host.get("/object_info"))
         pid = host.process.pid
         empty, before = most_memory(pid), busy(pid)

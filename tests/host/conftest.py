@@ -38,6 +38,7 @@ def server(dev):
     if not tree or not dev.venv_python().exists():
         pytest.skip("no ComfyUI here: run the tests through `python dev.py test`")
     with dev.running_host(Path(tree)) as host:
+        dev.give_real_clip(host)
         yield host
 
 

@@ -24,6 +24,7 @@ SHORTER = {
     "TurnaroundMVOptRefine": {"iterations": 1},
     "TurnaroundTrainSubject": {"steps": 60},  # fields with a surface, in a fifth of the time
     "TurnaroundDistillAvatar": {"steps": 100},
+    "TurnaroundCamerasToViews": {"max_frames": 3},
 }
 """What the other examples do to the end in a creator's hands."""
 RUNNABLE = [
