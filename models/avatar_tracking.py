@@ -185,7 +185,7 @@ def _found(
     best = _fitted(first, still, held, ties, own, other, height)
     if best[2] <= limit:
         return best
-    few, told = thinned(other, LOOKS), []
+    few = thinned(other, LOOKS)
     told = _features(few.points, few.normals, few.colors, height)
     some = torch.linspace(0, len(own.points) - 1, min(LOOKS, len(own.points))).round().long()
     some = some.to(own.points.device)

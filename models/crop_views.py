@@ -47,12 +47,8 @@ def cut_intrinsics(
     """K of a window that was scaled to a new size."""
     K = K.clone()
     K[:2, 2] -= window[:2]
-    return (
-        K
-        * torch.stack([*(K.new_tensor([width, height]) / (window[2:] - window[:2])), K[2, 2]])[
-            :, None
-        ]
-    )
+    K[:2] *= (K.new_tensor([width, height]) / (window[2:] - window[:2]))[:, None]
+    return K
 
 
 def cut_pictures(
