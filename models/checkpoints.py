@@ -202,15 +202,31 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
+def _files(route: Route) -> list[str]:
+    return [f"[{c.file}]({c.page}), {gigabytes(c.size)} → `{c.folder}`" for c in route.checkpoints]
+
+
+def _licences(route: Route) -> str:
+    return "; ".join(dict.fromkeys(c.licence for c in route.checkpoints))
+
+
 def _row(route: Route) -> str:
-    files = "<br>".join(
-        f"[{c.file}]({c.page}), {gigabytes(c.size)} → `{c.folder}`" for c in route.checkpoints
-    )
-    licences = "; ".join(dict.fromkeys(c.licence for c in route.checkpoints))
-    return f"| {route.name} | {route.unlocks} | {files} | {gigabytes(route.size)} | {licences} |"
+    cells = [route.name, route.unlocks, "<br>".join(_files(route)), gigabytes(route.size)]
+    return f"| {' | '.join(cells)} | {_licences(route)} |"
 
 
 def table(routes: Iterable[Route]) -> str:
     """A Markdown table, one row a route."""
     head = "| Name | Unlocks | Files → folder under `ComfyUI/models` | All | Licence |"
     return "\n".join([head, "|---|---|---|---|---|", *map(_row, routes)])
+
+
+def listing(routes: Iterable[Route]) -> str:
+    """The same as a Markdown list, for where a table is too wide."""
+    lines = []
+    for r in routes:
+        lines.append(
+            f"- **{r.name}**, {gigabytes(r.size)}. Licence: {_licences(r)}. For: {r.unlocks}"
+        )
+        lines += [f"  - {file}" for file in _files(r)]
+    return "\n".join(lines)

@@ -30,7 +30,8 @@ CHINESE = ROOT / "locales" / "zh" / "nodeDefs.json"
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 SYNTAX = re.compile(r"[{}|@]")
 """What some pages read as a place to fill in, a choice or a link, and don't show."""
-TABLES = ("README.md", "js/docs/TurnaroundGetModels.md")
+TABLES = {"README.md": "table", "js/docs/TurnaroundGetModels.md": "listing"}
+"""Pages that show the checkpoints, and as what; the panel of help pages is narrow."""
 
 
 def signature(node: type) -> dict:
@@ -136,12 +137,14 @@ def kept() -> dict[str, dict]:
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
-def with_tables(text: str) -> str:
-    """A page with the tables of checkpoints between their marks."""
-    from turnaround.models.checkpoints import BY_HAND, ROUTES, table
+def with_tables(name: str) -> str:
+    """A page of TABLES with the checkpoints between their marks."""
+    from turnaround.models import checkpoints
 
-    for mark, routes in (("checkpoints", ROUTES), ("by hand", BY_HAND)):
-        block = f"<!-- {mark} -->\n{table(routes)}\n<!-- /{mark} -->"
+    text = (ROOT / name).read_text(encoding="utf-8")
+    shown = getattr(checkpoints, TABLES[name])
+    for mark, routes in (("checkpoints", checkpoints.ROUTES), ("by hand", checkpoints.BY_HAND)):
+        block = f"<!-- {mark} -->\n{shown(routes)}\n<!-- /{mark} -->"
         marks = rf"<!-- {mark} -->\n.*?<!-- /{mark} -->"
         text = re.sub(marks, lambda _, block=block: block, text, flags=re.S)
     return text
@@ -212,8 +215,7 @@ def main(arguments: list[str]) -> None:
     spec.loader.exec_module(in_comfyui)
     in_comfyui.start()
     for name in TABLES:
-        page = ROOT / name
-        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+        (ROOT / name).write_text(with_tables(name), encoding="utf-8")
     old, new = kept(), signatures()
     lost = broken(old, new)
     if lost and "--break" not in arguments:
