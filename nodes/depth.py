@@ -100,7 +100,7 @@ class AlignDepth(io.ComfyNode):
         performer_height=1.7, cloud: OrientedPoints | None = None, pose=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         notes: list[str] = []
-        values = grey_depth(depth, "depth")
+        values = grey_depth(depth, "depth").cpu()
         kinds = [RUNS_WITH[runs_with]] if RUNS_WITH[runs_with] is not None else [False, True]
         if metric is not None:
             with_what, rig, fps = "metric", metric.rig, metric.fps

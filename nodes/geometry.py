@@ -156,8 +156,9 @@ def fit_pictures(
     clip: str = "the video",
     depth: bool = False,
 ) -> Tensor:
-    """The same pictures at the clip's count and size: depth keeps its edges, all else is smooth."""
-    F, H, W = size
+    """The same pictures at the clip's count and size, in ordinary memory: depth keeps its edges, all
+    else is smooth."""
+    pictures, (F, H, W) = pictures.cpu(), size
     if len(pictures) < F:
         raise ValueError(
             f"'{name}' has {len(pictures)} frames but {clip} has {F}: make it from the same "

@@ -200,7 +200,7 @@ def masks_given(
                 "MASK with the performer in white."
             )
         mask = mask.masks.flatten(0, 1)
-    given = (mask[None] if mask.ndim == 2 else mask).float()
+    given = (mask[None] if mask.ndim == 2 else mask).cpu().float()
     if len(given) == 1:
         given = given.expand(V * count, -1, -1)
     if len(given) != V * count:

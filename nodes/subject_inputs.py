@@ -106,7 +106,7 @@ def _fitting_masks(masks: Tensor, given: Given) -> Tensor:
             f"'masks' are {masks.shape[2]}x{masks.shape[1]} but the pictures of '{given.socket}' "
             f"{W}x{H}: make the masks from the same pictures."
         )
-    return masks.float()
+    return masks.cpu().float()
 
 
 def _fitting_rig(rig: Rig, given: Given) -> Rig:

@@ -37,10 +37,10 @@ SAMPLE_FPS = 16.0
 
 
 def image_to_frames(image: Tensor) -> Tensor:  # [F, H, W, C] -> [F, 3, H, W]
-    """ComfyUI's IMAGE as video frames: grey becomes colour, alpha is left out."""
+    """ComfyUI's IMAGE as video frames in ordinary memory: grey becomes colour, alpha is left out."""
     if image.shape[-1] < 3:
         image = image[..., :1].expand(*image.shape[:-1], 3)
-    return image[..., :3].movedim(-1, 1)
+    return image[..., :3].movedim(-1, 1).cpu()
 
 
 def frames_to_image(frames: Tensor) -> Tensor:  # [F, 3, H, W] -> [F, H, W, 3]
