@@ -3,11 +3,10 @@
 Stage: VIEWS with masks and rig -> metres in every view. Two steps, a frame at a time:
 
 1. The visual hull. A place belongs to the performer when it lies within the mask of every camera
-   that sees it; a mask that ends before its picture does forbids all beyond the picture, too.
-   Places are voxels, coarse ones first and fine ones within; a voxel keeps the smallest mask value
-   it meets, so that the surface at one half lies between voxels and not on their steps. The depth
-   of a pixel is where its ray enters. A hole in one mask would cut a piece off: where rays of two
-   or more masks end in nothing, one mask is overruled.
+   that sees it. Places are voxels, coarse ones first and fine ones within;
+   a voxel keeps the smallest mask value it meets, so that the surface at one half lies between
+   voxels and not on their steps. The depth of a pixel is where its ray enters. A hole in one mask
+   would cut a piece off: where rays of two or more masks end in nothing, one mask is overruled.
 2. The hull is too fat: hollows show in no outline. So every pixel tries places behind the hull's
    surface and takes the one whose colours the neighbouring views repeat (plane sweep along the
    hull). Going deeper costs, and the more so the less the views agree anywhere.
@@ -223,13 +222,11 @@ def _agreed(
     points: Tensor,  # [N, 3] world
     masks: Tensor,  # [V, H, W]
     rig: Rig,
-    whole: list[bool],  # [V] nothing of the performer lies beyond the picture
     lost: Tensor | None = None,  # [V, H, W] 0 or 1, rays that end in nothing
 ) -> Tensor:  # [N] 0..1
     """The smallest mask value at each point; where rays are lost, the second smallest.
 
-    Beyond its picture a whole mask goes on as at the rim, any other forbids nothing. Places that
-    fewer than three cameras see are empty; of two cameras, those that not both see.
+    Places that fewer than three cameras see are empty; of two cameras, those that not both see.
     """
     least, second = torch.ones(2, len(points), device=points.device)
     seen, missed = torch.zeros(2, len(points), device=points.device)
@@ -238,9 +235,7 @@ def _agreed(
         inside = (far > 0) & (pixels >= 0).all(1)
         inside &= (pixels[:, 0] <= rig.width) & (pixels[:, 1] <= rig.height)
         seen += inside
-        value = read_at(masks[v, None], pixels)[:, 0]
-        if not whole[v]:
-            value = torch.where(inside, value, 1.0)
+        value = torch.where(inside, read_at(masks[v, None], pixels)[:, 0], 1.0)
         least, value = torch.minimum(least, value), torch.maximum(least, value)
         if lost is not None:
             second = torch.minimum(second, value)
@@ -274,8 +269,7 @@ def _carved(
     nearest = (far - reach).clamp(min=0.1 * far)
     grow = (0.87 * wide * focal / nearest).ceil() + 1
     near = [_grown(pictures, grow.int().tolist()) for pictures in (masks, lost)]
-    whole = [not bool((mask > 0.5).any()) for mask in _rims(masks)]
-    kept = cells[_agreed(_centres(cells, corner, wide), near[0], rig, whole, near[1]) > 0.5]
+    kept = cells[_agreed(_centres(cells, corner, wide), near[0], rig, near[1]) > 0.5]
     if not len(kept):
         return None
     # A coarse voxel of air around, so that rays enter from outside.
@@ -285,7 +279,7 @@ def _carved(
     within = torch.arange(SPLIT, device=device)
     fine = (kept[:, None] * SPLIT + torch.cartesian_prod(within, within, within)).flatten(0, 1)
     field = torch.zeros([n * SPLIT for n in shape], device=device)
-    field[fine.unbind(1)] = _agreed(_centres(fine, corner, edge), masks, rig, whole, lost)
+    field[fine.unbind(1)] = _agreed(_centres(fine, corner, edge), masks, rig, lost)
     near = torch.zeros(shape, device=device)
     near[kept.unbind(1)] = 1
     free = torch.zeros(shape, device=device)
@@ -293,12 +287,6 @@ def _carved(
         free += near == 0
         near = F.max_pool3d(near[None, None], 3, 1, 1)[0, 0]
     return _Hull(field, free, corner, edge)
-
-
-def _rims(masks: Tensor) -> Tensor:  # [V, n]
-    """The outermost pixels of every picture."""
-    sides = [masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]]
-    return torch.cat(sides, 1)
 
 
 def _grown(pictures: Tensor | None, by: list[int]) -> Tensor | None:  # [V, H, W]
