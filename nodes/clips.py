@@ -1,9 +1,11 @@
 """Clips into the graph: a video, pictures, or the videos of several calibrated cameras -> VIEWS."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 
 import comfy.model_management as mm
+import torch
 from comfy_api.latest import InputImpl, io
 from einops import rearrange
 from torch import Tensor
@@ -64,22 +66,27 @@ class VideoToViews(io.ComfyNode):
         cls, width, height, start_frame, max_frames, every_nth, fps,
         video=None, images=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
+        chosen = slice(start_frame, start_frame + max_frames * every_nth, every_nth)
         if video is not None:
-            images, fps = _decoded(video)
-        if images is None:
+            clip = _footage("video", video)
+            pictures, fps = _chosen(clip, chosen, max_frames)
+        elif images is not None:
+            clip = images
+            pictures = image_to_frames(images[chosen])
+        else:
             raise ValueError("Connect 'video' or 'images': Video to Views has no clip to work on.")
-        total = len(images)
-        if start_frame >= total:
+        if not len(pictures):
             raise ValueError(
-                f"start_frame is {start_frame}, but the clip has only {total} frames: lower it."
+                f"start_frame is {start_frame}, but the clip has only {_length(clip)} frames: lower it."
             )
-        images = images[start_frame::every_nth][:max_frames]
-        H, W = images.shape[1:3]
-        count, width, height, note = snapped(len(images), width or W, height or H)
-        frames = resize_frames(image_to_frames(images[:count]).float(), width, height)
+        H, W = pictures.shape[-2:]
+        count, width, height, note = snapped(len(pictures), width or W, height or H)
+        frames = torch.cat([resize_frames(_unit(p)[None], width, height) for p in pictures[:count]])
         masks = None
         if mask is not None:
-            masks = _fit_mask(mask, total, start_frame, every_nth, count, (W, H), (width, height))
+            given = _fitting_mask(mask, clip, (W, H))
+            given = given[chosen][:count] if len(given) > 1 else given.expand(count, -1, -1)
+            masks = resize_frames(given[:, None].float(), width, height)[:, 0].clamp(0, 1)[None]
         note = "; ".join(filter(None, (note, _little_motion(count, fps / every_nth))))
         run.say(cls, note)
         return io.NodeOutput(Views(frames[None], masks, None, fps / every_nth), note)
@@ -93,10 +100,8 @@ def _readable(socket: str) -> Iterator[None]:
 
     try:
         yield
-    except (
-        NoPictures,
-        IndexError,
-    ):  # IndexError: ComfyUI's own, where it looks for the first picture
+    # IndexError: ComfyUI's own, where it looks for the first picture.
+    except (NoPictures, IndexError):
         raise ValueError(
             f"The file in '{socket}' has no pictures, only sound: load a video."
         ) from None
@@ -108,11 +113,37 @@ def _readable(socket: str) -> Iterator[None]:
         ) from None
 
 
-def _decoded(video) -> tuple[Tensor, float]:
-    """Frames [F, H, W, 3] and frames a second of ComfyUI's video."""
+def _chosen(
+    clip: Footage | Pictures,  # of 'video'
+    chosen: slice,
+    most: int,
+) -> tuple[Tensor, float]:  # [n, 3, H, W] bytes or 0..1
+    """Those frames and the frames a second of the whole; a file's others are not kept."""
     with _readable("video"):
-        components = video.get_components()
-    return components.images, float(components.frame_rate)
+        fps, _ = clip.facts()
+        if isinstance(clip, Pictures):
+            return clip.images[chosen], fps
+        bar, pictures = run.progress(most), []
+        reader = clip.frames(
+            chosen.start, chosen.step, mm.throw_exception_if_processing_interrupted
+        )
+        for picture in itertools.islice(reader, most):
+            pictures.append(picture)
+            bar(len(pictures), most)
+        if not pictures and not _length(clip):
+            raise NoPictures
+    return (torch.stack(pictures) if pictures else torch.empty(0, 3, 1, 1)), fps
+
+
+def _length(clip: Footage | Pictures | Tensor) -> int:
+    """Frames of a clip; those of a file are counted, since what it says of itself may be wrong."""
+    if isinstance(clip, Footage):
+        return sum(1 for _ in clip.frames(0, 1, mm.throw_exception_if_processing_interrupted))
+    return len(clip.images if isinstance(clip, Pictures) else clip)
+
+
+def _unit(picture: Tensor) -> Tensor:
+    return picture.float() / 255 if picture.dtype == torch.uint8 else picture.float()
 
 
 MANY_FRAMES = 24.0
@@ -131,23 +162,21 @@ def _little_motion(frames: int, fps: float) -> str:
     )
 
 
-def _fit_mask(mask, total, start, step, count, old, new) -> Tensor:
-    """The mask of the chosen frames at the new size, [1, F, H, W]."""
+def _fitting_mask(mask: Tensor, clip: Footage | Pictures | Tensor, size: tuple[int, int]) -> Tensor:
+    """The mask of every frame of the clip, or one for all, [F, H, W]."""
     if mask.ndim == 2:
         mask = mask[None]
-    if len(mask) not in (1, total):
+    if tuple(mask.shape[2:0:-1]) != size:
+        raise ValueError(
+            f"The mask is {mask.shape[2]}x{mask.shape[1]} but the clip is {size[0]}x{size[1]}: "
+            "make the mask from the same frames."
+        )
+    if len(mask) > 1 and len(mask) != (total := _length(clip)):
         raise ValueError(
             f"The mask has {len(mask)} frames but the clip has {total}: give one mask a frame, or "
             "a single one for all."
         )
-    if tuple(mask.shape[2:0:-1]) != old:
-        raise ValueError(
-            f"The mask is {mask.shape[2]}x{mask.shape[1]} but the clip is {old[0]}x{old[1]}: "
-            "make the mask from the same frames."
-        )
-    mask = mask.expand(total, -1, -1) if len(mask) == 1 else mask
-    chosen = mask[start::step][:count, None].float()
-    return resize_frames(chosen, *new)[:, 0].clamp(0, 1)[None]
+    return mask
 
 
 class ImagesToViews(io.ComfyNode):

@@ -56,6 +56,32 @@ def test_a_video_file_becomes_views(tmp_path):
     assert views.frames.shape == (1, 5, 3, 32, 32) and views.fps == 12.0
 
 
+def test_of_a_file_only_what_is_chosen_is_kept(tmp_path, monkeypatch):
+    """A minute of a phone's video, all of it at once, takes more memory than most computers have."""
+    frames = noise(1, 3, 4, 4).repeat(40, 1, 8, 8) * torch.linspace(0, 1, 40)[:, None, None, None]
+    write_mp4(tmp_path / "clip.mp4", frames, 12, crf=0)
+    video = InputImpl.VideoFromFile(str(tmp_path / "clip.mp4"))
+    whole = video.get_components().images.movedim(-1, 1)
+    monkeypatch.setattr(InputImpl.VideoFromFile, "get_components", None)
+    read = []
+    monkeypatch.setattr(nodes, "_unit", lambda p, unit=nodes._unit: read.append(p) or unit(p))
+    views, _ = video_to_views(video=video, start_frame=3, every_nth=4, max_frames=5)
+    assert torch.equal(views.frames[0], whole[3:20:4])
+    assert len(read) == 5 and read[0].dtype == torch.uint8
+
+
+def test_masks_of_a_file_are_counted_against_its_frames(tmp_path):
+    write_mp4(tmp_path / "clip.mp4", noise(9, 3, 32, 32), 12)
+    video = InputImpl.VideoFromFile(str(tmp_path / "clip.mp4"))
+    mask = torch.linspace(0, 1, 9)[:, None, None].expand(-1, 32, 32)
+    views, _ = video_to_views(video=video, mask=mask, every_nth=2)
+    assert torch.equal(views.masks[0, :, 0, 0], mask[::2, 0, 0])
+    with pytest.raises(ValueError, match="has 8 frames but the clip has 9"):
+        video_to_views(video=video, mask=mask[:8])
+    with pytest.raises(ValueError, match="start_frame is 9.*only 9 frames"):
+        video_to_views(video=video, start_frame=9)
+
+
 def test_start_step_and_limit_choose_the_frames():
     images = torch.arange(40.0)[:, None, None, None].expand(-1, 16, 16, 3) / 40
     mask = images[..., 0]
