@@ -8,6 +8,7 @@ changes with the pose (`avatar_uv`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -66,13 +67,17 @@ class AvatarTraining(Distilling):
         settings: Settings,
         weights: Tensor | None = None,  # [V] how much each view counts
         way: str | None = None,  # of rasterize_splats.WAYS; None = the quickest
+        tick: Callable[[], None] = lambda: None,  # often while it gets ready; may raise to stop
     ) -> None:
         super().__init__(views, settings, weights, way)
         check_body(views, body)
         self.body = replace(body, neutral=None, fps=views.fps)
         self.height = float(body.rest[:, 1].amax() - body.rest[:, 1].amin())
         skin_of = Skin(body.rest, body.faces)
-        self.poses = [skin_of.pose(vertices) for vertices in body.vertices]
+        self.poses = []
+        for vertices in body.vertices:
+            tick()
+            self.poses.append(skin_of.pose(vertices))
         splats, places = splats_on_body(body, settings.gaussians, settings.degree)
         area = float(skin(body.rest, body.faces))
         # A triangle's side, were all alike.
@@ -81,10 +86,10 @@ class AvatarTraining(Distilling):
         self.light = even_light(body.rest).requires_grad_()
         self.light_adam = torch.optim.Adam([self.light], lr=LIGHT_RATE)
         frames = np.linspace(0, body.frame_count - 1, PAINTED).round().astype(int)
-        self.growing = GrowingSplats(self.painted(splats, set(frames.tolist())), self.unit)
+        self.growing = GrowingSplats(self.painted(splats, set(frames.tolist()), tick), self.unit)
         self.detail = None
         if settings.detail:
-            self._prepare_detail()
+            self._prepare_detail(tick)
 
     # ------------------------------------------------------------ where Gaussians hang
 
@@ -100,9 +105,12 @@ class AvatarTraining(Distilling):
             self._stands[frame] = pose_spots(self.spots, self.poses[frame])
         return self._stands[frame]
 
-    def _prepare_detail(self) -> None:
+    def _prepare_detail(self, tick: Callable[[], None]) -> None:
         self.atlas = Atlas(self.body.rest, self.body.faces)
-        self.maps = [moved_maps(self.atlas, self.body.rest, pose) for pose in self.poses]
+        self.maps = []
+        for pose in self.poses:
+            tick()
+            self.maps.append(moved_maps(self.atlas, self.body.rest, pose))
         net = DetailNet(self.settings.seed).to(self.body.rest.device)
         self.detail = Detail(net, shown_by(self.maps))
         self.detail_adam = torch.optim.Adam(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -219,12 +220,14 @@ class Distilling(ABC):
         self,
         splats: Splats,
         frames: set[int],  # that are looked at
+        tick: Callable[[], None] = lambda: None,  # before every picture; may raise to stop
     ) -> Splats:
         """Gaussians in the colours that views show at their means, where nothing hides them."""
         rig, sums = self.views.rig, splats.means.new_zeros(len(splats), 4)
         for view, frame, box in self.shown:
             if frame not in frames:
                 continue
+            tick()
             truth = self.truth(view, frame, box)
             world = self.stand(splats, frame)
             seen = self.render(world, view, truth, None)

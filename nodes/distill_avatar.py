@@ -134,10 +134,11 @@ class DistillAvatar(io.ComfyNode):
             notes.append(run.say(cls, slow_note(way, work)))
 
             def begin(settings: Settings) -> Distilling:
+                # Getting ready takes a while: it hears the cancel button, and the longer one has the bar.
                 if body is None:
-                    # Getting ready takes a while: it has the bar, and hears the cancel button.
                     return FreeTraining(ready, settings, counts, way, run.progress(1))
-                return AvatarTraining(ready, body, settings, counts, way)
+                stop = mm.throw_exception_if_processing_interrupted
+                return AvatarTraining(ready, body, settings, counts, way, stop)
 
             started = time.monotonic()
             watched = distilled(cls, begin, settings, file, when_cancelled == GO_ON, notes)

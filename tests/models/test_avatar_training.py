@@ -214,3 +214,18 @@ def test_an_empty_frame_is_left_out(footage):
     training = AvatarTraining(replace(views, masks=masks), body, SMALL, way="torch")
     assert (0, 1) not in {shown[:2] for shown in training.shown}
     assert len(training.shown) == 2 * VIEWS - 1
+
+
+def test_getting_ready_can_be_stopped_before_every_pose_picture_and_map(footage):
+    called, detailed = [], replace(SMALL, detail=True)
+    AvatarTraining(*footage, detailed, None, "torch", lambda: called.append(1))
+    poses, pictures, maps = 2, 2 * VIEWS, 2
+    assert len(called) == poses + pictures + maps
+
+    def stop():
+        called.pop()
+        if not called:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        AvatarTraining(*footage, detailed, None, "torch", stop)
