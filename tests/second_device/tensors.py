@@ -20,6 +20,8 @@ MOVES = {"_to_copy", "copy_", "copy", "set_data"}
 """Operations that take tensors from one device to another."""
 DECIDES = {"to", "type_as", "cpu", "pin_memory"}
 """Those that inference mode hands on whole, though they are others in turn."""
+READ = (Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__)
+"""Numbers that Python or torch.tensor read one by one."""
 PICKS, PUTS = ("index", "_unsafe_index"), ("index_put", "_index_put", "_unsafe_index_put")
 """Operations whose places may be given on the CPU."""
 
@@ -39,8 +41,8 @@ class There(Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is Tensor.tolist:
-            return args[0].detach().held.tolist()
+        if func in READ:
+            return func(args[0].held)
         if func in (Tensor.numpy, Tensor.__array__):
             raise TypeError("numpy can't read the second device: use Tensor.cpu() first")
         with torch._C.DisableTorchFunctionSubclass():
