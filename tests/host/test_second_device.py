@@ -36,8 +36,8 @@ SMALLER = {
     "TurnaroundOrbitRig": {"views": 3, "width": 48, "height": 64},
 }
 BESIDE = ("01", "03", "04", "05", "08", "11")
-"""What takes little time. All others pass, too; 09 and 10 are worth a try after changes of what they do:
-their loops and training run on the device."""
+"""What takes little time. The others pass, too (12, of the same nodes, was not tried); 09 and 10 are
+worth a try after changes there: their loop and training run on the device."""
 ONLY = ("03",)
 
 
